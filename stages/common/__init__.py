@@ -1,0 +1,1 @@
+"""Code that more than one stage uses, a module for each thing it holds."""

@@ -1,0 +1,56 @@
+"""One readable message and a non-zero exit for everything that a user can cause."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# What the operating system says when the machine, not the program, is at fault, and what helps.
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space, then run the same command again",
+    errno.EACCES: "permission denied: make the file or its folder readable and writable for you",
+    errno.EPERM: "not permitted: make the file or its folder writable for you",
+    errno.EROFS: "the file system is read-only: work in a folder that you can write to",
+    errno.ENOENT: "no such file: `dvc repro` makes the pipeline's own files, `dvc checkout` restores committed ones",
+}
+
+
+class UserError(Exception):
+    """Something a user can cause and mend.
+
+    The message says what is wrong, where (file, row, key), what is allowed and what to do.
+    """
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main` and end the process: 0 when it returned, 1 with one message where a user can help.
+
+    Bugs keep their traceback: it is what their report needs.
+    """
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except MemoryError:
+        _fail("the machine is out of memory: close other programs, or use a smaller base model or table")
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        _fail(f"{error.filename or Path.cwd()}: {_REMEDIES[error.errno]}")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def listing(items: list[str], most: int = 10) -> str:
+    """The first `most` items in one line, and how many more there are."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"

@@ -1,0 +1,132 @@
+"""Reading and writing the pipeline's files: Parquet tables in bounded memory, JSON, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.common.errors import UserError
+
+# Rows in a Parquet row group: large enough to compress well, small enough that a group of long texts is a few MB.
+ROWS_PER_GROUP = 10_000
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends, and is removed when the block fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner can read; outputs are shared like any other file.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class TableWriter:
+    """Appends rows to a Parquet file, one row group in memory at a time.
+
+    Args:
+        path: the file, written whole or not at all when used through `open_table`.
+        schema: column names and types; its metadata goes into the file.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.rows_written = 0
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one row, a value for each column of the schema."""
+        self._rows.append(row)
+        if len(self._rows) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Append a whole batch whose columns are the schema's."""
+        self._flush()
+        if batch.num_rows:
+            self._writer.write_batch(batch)
+            self.rows_written += batch.num_rows
+
+    def close(self) -> None:
+        """Write what is still in memory and the file's footer."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+            self.rows_written += len(self._rows)
+            self._rows = []
+
+
+@contextmanager
+def open_table(path: str | Path, schema: pa.Schema, metadata: dict[str, Any] | None = None) -> Iterator[TableWriter]:
+    """Write the Parquet file `path` row by row; it appears when the block ends without an error.
+
+    Args:
+        path: the file to write.
+        schema: column names and types.
+        metadata: values that JSON can hold, stored in the file's footer under their keys.
+    """
+    if metadata:
+        encoded = {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in metadata.items()}
+        schema = schema.with_metadata(encoded)
+    with atomic_path(path) as temporary:
+        writer = TableWriter(temporary, schema)
+        yield writer
+        writer.close()
+
+
+def table_metadata(path: str | Path, key: str) -> Any:
+    """The JSON value that `open_table` stored under `key`.
+
+    Raises:
+        UserError: the file holds none, so it was not written by this pipeline.
+    """
+    metadata = pq.read_schema(path).metadata or {}
+    if key.encode() not in metadata:
+        raise UserError(f"{path}: holds no {key!r}: it was not written by this pipeline. Run `dvc repro` to make it.")
+    return json.loads(metadata[key.encode()])
+
+
+def iter_batches(path: str | Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The table in batches of at most `ROWS_PER_GROUP` rows, so that any table fits in memory."""
+    with pq.ParquetFile(path) as table:
+        yield from table.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, keys in the order given.
+
+    Raises:
+        ValueError: a number is not finite; JSON has no word for it, and `dvc metrics diff` could not read the file.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` in UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,1 @@
+"""Tests mirror `stages/`; they run without network or GPU."""
