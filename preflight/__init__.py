@@ -1,0 +1,1 @@
+"""Checks before GPU time is spent."""

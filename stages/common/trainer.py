@@ -1,0 +1,149 @@
+"""A TRL trainer for QLoRA, made out of params.yaml and of what this machine can hold."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer, EarlyStoppingCallback, set_seed
+from trl import SFTConfig
+
+from stages.common.answer_loss import AnswerLossTrainer, collate
+from stages.common.base import TOKENIZER_FOLDER
+from stages.common.errors import UserError
+from stages.common.model import compute_dtype, load_base, machine_device
+from stages.common.params import Finetune
+from stages.common.training_callbacks import DVCLiveLog, Watch, trackers
+
+LOG_FOLDER = "training_log"
+LOG_EVERY_STEPS = 5
+
+# A first guess at what fits; on CUDA, running out of memory halves it. A small CPU batch stays within a few GB.
+TOKENS_PER_MICRO_BATCH = {"cpu": 2_048, "cuda": 32_768}
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """How one optimizer step is cut to fit the machine; the product is always the global batch size."""
+
+    rows: int
+    accumulation: int
+    recompute_activations: bool
+
+
+def micro_batches(global_batch_size: int, max_length_tokens: int, device_type: str) -> list[MicroBatch]:
+    """Ways to cut a step, the fastest first: ever fewer rows at a time, at last with activations recomputed.
+
+    Args:
+        global_batch_size: rows of an optimizer step.
+        max_length_tokens: of the longest row.
+        device_type: "cpu" or "cuda".
+
+    Raises:
+        UserError: MICRO_BATCH_SIZE in the environment is no divisor of the global batch size.
+    """
+    divisors = [rows for rows in range(global_batch_size, 0, -1) if global_batch_size % rows == 0]
+    if "MICRO_BATCH_SIZE" in os.environ:
+        wanted = os.environ["MICRO_BATCH_SIZE"]
+        if wanted not in map(str, divisors):
+            raise UserError(
+                f"MICRO_BATCH_SIZE={wanted} in the environment must divide finetune.global_batch_size "
+                f"{global_batch_size}: one of {divisors}"
+            )
+        fitting = [rows for rows in divisors if rows <= int(wanted)]
+    else:
+        most = max(1, TOKENS_PER_MICRO_BATCH[device_type] // max_length_tokens)
+        fitting = [rows for rows in divisors if rows <= most]
+    plain = [MicroBatch(rows, global_batch_size // rows, recompute_activations=False) for rows in fitting]
+    return [*plain, MicroBatch(1, global_batch_size, recompute_activations=True)]
+
+
+def lora_config(params: Finetune) -> LoraConfig:
+    """PEFT's configuration of the adapter."""
+    modules = params.lora.target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=params.lora.r,
+        lora_alpha=params.lora.alpha,
+        lora_dropout=params.lora.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        use_rslora=params.lora.use_rslora,
+        use_dora=params.lora.use_dora,
+    )
+
+
+def trainer_config(params: Finetune, micro: MicroBatch, folder: Path, device: torch.device) -> SFTConfig:
+    """TRL's configuration of a run that writes its checkpoints to `folder`."""
+    return SFTConfig(
+        output_dir=str(folder),
+        seed=params.seed,
+        data_seed=params.seed,
+        num_train_epochs=params.epochs or 1,
+        max_steps=params.max_steps or -1,
+        per_device_train_batch_size=micro.rows,
+        per_device_eval_batch_size=micro.rows,
+        gradient_accumulation_steps=micro.accumulation,
+        gradient_checkpointing=micro.recompute_activations,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=params.lr_scheduler,
+        warmup_steps=params.warmup_steps,
+        weight_decay=params.weight_decay,
+        optim=params.optimizer,
+        max_grad_norm=params.max_gradient_norm,
+        logging_steps=LOG_EVERY_STEPS,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=params.evaluate_every_steps,
+        save_strategy="steps",
+        save_steps=params.evaluate_every_steps,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        use_cpu=device.type == "cpu",
+        bf16=compute_dtype(device) == torch.bfloat16,
+        fp16=False,
+        dataloader_pin_memory=device.type == "cuda",
+        report_to=trackers(),
+        max_length=None,
+        remove_unused_columns=False,
+        # Rows are tokens already, so that training sees exactly what scoring sees; the collator joins and masks them.
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[str, Dataset]) -> AnswerLossTrainer:
+    """A trainer with a freshly loaded base and a freshly initialised adapter."""
+    device = machine_device()
+    set_seed(params.seed)  # before the adapter is initialised: otherwise each run is another model
+    tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER_FOLDER), local_files_only=True, trust_remote_code=False)
+    callbacks = [DVCLiveLog(folder / LOG_FOLDER), Watch()]
+    if params.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
+    try:
+        trainer = AnswerLossTrainer(
+            model=load_base(),
+            args=trainer_config(params, micro, folder, device),
+            train_dataset=rows["train"],
+            eval_dataset=rows["validation"],
+            processing_class=tokenizer,
+            peft_config=lora_config(params),
+            data_collator=functools.partial(collate, pad_id=tokenizer.pad_token_id or 0),
+            callbacks=callbacks,
+        )
+    except ValueError as error:
+        if "target modules" not in str(error).lower():
+            raise
+        raise UserError(f"finetune.lora.target_modules: {error}") from error
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            # TRL makes them bfloat16, which is slow on a CPU and rounds small updates away.
+            parameter.data = parameter.data.float()
+    return trainer

@@ -1,0 +1,142 @@
+"""Train a LoRA adapter on the NF4-quantised base: loss on the answers alone, the best evaluation kept."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from stages.common.adapter_folder import hardware, library_versions, write_companions
+from stages.common.answer_loss import AnswerLossTrainer
+from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
+from stages.common.checkpoints import checkpoint_root, fingerprint, last_checkpoint, locked_run, mark_finished
+from stages.common.errors import UserError, run_stage
+from stages.common.model import compute_dtype, machine_device
+from stages.common.params import Finetune, load_params
+from stages.common.tables import read_json, table_metadata, write_json
+from stages.common.trainer import LOG_FOLDER, make_trainer, micro_batches
+
+TRAIN = Path("data/splits/train.parquet")
+VALIDATION = Path("data/splits/validation.parquet")
+CODE_DIGEST = Path("data/code/finetune.sha256")
+ADAPTER = Path("models/adapter")
+
+
+def train(params: Finetune, max_length_tokens: int, folder: Path, rows: dict[str, Dataset]) -> AnswerLossTrainer:
+    """Train to the end, from the last checkpoint in `folder` where there is one; smaller batches when memory runs out.
+
+    Args:
+        params: the finetune block.
+        max_length_tokens: of the longest row.
+        folder: this run's folder.
+        rows: "train" and "validation", each with `prompt_ids` and `completion_ids`.
+
+    Returns:
+        A trainer whose model is the one with the best loss on validation.
+
+    Raises:
+        UserError: even one row at a time does not fit, or the loss is no number.
+    """
+    device = machine_device()
+    for micro in micro_batches(params.global_batch_size, max_length_tokens, device.type):
+        checkpoint = last_checkpoint(folder)
+        start = f"from {checkpoint.name}" if checkpoint else "from the start"
+        recompute = ", activations recomputed" if micro.recompute_activations else ""
+        print(f"finetune: {micro.rows} rows x {micro.accumulation} a step{recompute}, {start}", flush=True)
+        trainer = make_trainer(params, micro, folder, rows)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except torch.OutOfMemoryError:
+            print(f"finetune: {micro.rows} rows at a time do not fit into the device's memory", flush=True)
+        else:
+            return trainer
+        del trainer
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise UserError(
+        f"one row of up to {max_length_tokens} tokens does not fit into this device's memory. Use a smaller base "
+        "model, a smaller format_prompts.max_length_tokens or a larger GPU."
+    )
+
+
+def summarise(trainer: AnswerLossTrainer, params: Finetune) -> dict[str, Any]:
+    """What the run came to, without timings: they would make two equal adapters differ."""
+    state, available = trainer.state, len(trainer.train_dataset)
+    trainable, total = trainer.model.get_nb_trainable_parameters()
+    return {
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "rows_seen": min(available, state.global_step * params.global_batch_size),
+        "rows_available": available,
+        "best_step": state.best_global_step,
+        "best_validation_loss": state.best_metric,
+        "final_train_loss": next(entry["loss"] for entry in reversed(state.log_history) if "loss" in entry),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+    }
+
+
+def read_rows(cache_folder: Path) -> dict[str, Dataset]:
+    """The token columns of train and validation, mapped from disk rather than read into memory."""
+    return {
+        name: Dataset.from_parquet(str(path), columns=["prompt_ids", "completion_ids"], cache_dir=str(cache_folder))
+        for name, path in (("train", TRAIN), ("validation", VALIDATION))
+    }
+
+
+def save_adapter(trainer: AnswerLossTrainer, params: dict[str, Any], summary: dict[str, Any], run: Path) -> None:
+    """Write models/adapter/, complete or not at all."""
+    partial = ADAPTER.with_name("adapter.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.model.save_pretrained(str(partial), save_embedding_layers=False)
+    device = machine_device()
+    provenance = {
+        "base": read_json(BASE_PIN),
+        "data": {
+            name: {"sha256": file_sha256(path), "rows": len(dataset)}
+            for name, path, dataset in (
+                ("train", TRAIN, trainer.train_dataset),
+                ("validation", VALIDATION, trainer.eval_dataset),
+            )
+        },
+        "code": CODE_DIGEST.read_text(encoding="utf-8").strip(),
+        "parameters": params,
+        "libraries": library_versions(),
+        "hardware": hardware(device, compute_dtype(device)),
+    }
+    write_companions(partial, provenance["base"], table_metadata(TRAIN, "prompt_format"), provenance, TOKENIZER_FOLDER)
+    shutil.copytree(run / LOG_FOLDER, partial / LOG_FOLDER)
+    write_json(partial / LOG_FOLDER / "summary.json", summary)
+    shutil.rmtree(ADAPTER, ignore_errors=True)
+    partial.replace(ADAPTER)
+
+
+def main() -> None:
+    """Train, or continue an interrupted training, and write models/adapter/."""
+    params = load_params("finetune", "task")
+    values = params.model_dump()
+    watched = [TRAIN, VALIDATION, BASE_PIN, CODE_DIGEST]
+    key = fingerprint(watched, {"parameters": values, "libraries": library_versions()})
+    started = time.monotonic()
+    with locked_run(checkpoint_root(), key) as run:
+        budget = table_metadata(TRAIN, "prompt_format")["max_length_tokens"]
+        trainer = train(params.finetune, budget, run, read_rows(run / "datasets"))
+        summary = summarise(trainer, params.finetune)
+        save_adapter(trainer, values, summary, run)
+        mark_finished(run)
+    print(
+        f"finetune: {summary['steps']} steps, best validation loss {summary['best_validation_loss']:.4f} at step "
+        f"{summary['best_step']}, {summary['trainable_parameters']:,} trained parameters, "
+        f"{time.monotonic() - started:,.0f} s"
+    )
+    if torch.cuda.is_available():
+        print(f"finetune: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on the GPU at most")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,67 @@
+"""Folders of training runs: found again, held by one process, cleaned up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.common.checkpoints import SECONDS_KEPT, fingerprint, last_checkpoint, locked_run, mark_finished
+from stages.common.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_fingerprint_follows_contents_and_values(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text("a")
+    first = fingerprint([path], {"seed": 1})
+    assert fingerprint([path], {"seed": 1}) == first
+    assert fingerprint([path], {"seed": 2}) != first
+    path.write_text("b")
+    assert fingerprint([path], {"seed": 1}) != first
+
+
+def test_a_run_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from stages.common.checkpoints import locked_run\n"
+        f"with locked_run(Path({str(tmp_path)!r}), 'k'): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training"), locked_run(tmp_path, "k"):
+            pass
+        with locked_run(tmp_path, "another run"):
+            pass
+        holder.kill()
+    with locked_run(tmp_path, "k") as folder:
+        assert folder.is_dir()
+
+
+def test_finished_runs_are_removed_by_the_next_and_interrupted_ones_kept_for_a_week(tmp_path: Path) -> None:
+    for key in ("finished", "interrupted", "forgotten"):
+        with locked_run(tmp_path, key) as folder:
+            (folder / "checkpoint-1").mkdir()
+            if key == "finished":
+                mark_finished(folder)
+    long_ago = time.time() - SECONDS_KEPT - 1
+    os.utime(tmp_path / "forgotten", (long_ago, long_ago))
+    with locked_run(tmp_path, "next"):
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["interrupted", "next"]
+
+
+def test_the_last_complete_checkpoint_is_taken_and_cut_ones_are_removed(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((9, "{}"), (10, "{}"), (100, '{"cut')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-200").mkdir()
+    last = last_checkpoint(tmp_path)
+    assert last is not None
+    assert last.name == "checkpoint-10"
+    assert not (tmp_path / "checkpoint-100").exists()
