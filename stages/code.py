@@ -83,9 +83,9 @@ def _shape(node: Any) -> Any:
     if not isinstance(node, ast.AST):
         return repr(node)
     fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
-    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    if documented and ast.get_docstring(node, clean=False) is not None:
-        fields["body"] = fields["body"][1:]
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        documented = ast.get_docstring(node, clean=False) is not None
+        fields["body"] = node.body[1:] if documented else node.body
     return (type(node).__name__, [(name, _shape(value)) for name, value in fields.items()])
 
 

@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from stages.common.adapter_folder import hardware, library_versions, write_companions
-from stages.common.answer_loss import AnswerLossTrainer
 from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
-from stages.common.checkpoints import checkpoint_root, fingerprint, last_checkpoint, locked_run, mark_finished
 from stages.common.errors import UserError, run_stage
 from stages.common.model import compute_dtype, machine_device
 from stages.common.params import Finetune, load_params
 from stages.common.tables import read_json, table_metadata, write_json
-from stages.common.trainer import LOG_FOLDER, make_trainer, micro_batches
+from stages.common.training.adapter_folder import hardware, library_versions, write_companions
+from stages.common.training.answer_loss import AnswerLossTrainer
+from stages.common.training.checkpoints import checkpoint_root, fingerprint, last_checkpoint, locked_run, mark_finished
+from stages.common.training.trainer import LOG_FOLDER, make_trainer, micro_batches
 
-TRAIN = Path("data/splits/train.parquet")
-VALIDATION = Path("data/splits/validation.parquet")
+PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
 CODE_DIGEST = Path("data/code/finetune.sha256")
 ADAPTER = Path("models/adapter")
 
@@ -64,10 +63,16 @@ def train(params: Finetune, max_length_tokens: int, folder: Path, rows: dict[str
     )
 
 
-def summarise(trainer: AnswerLossTrainer, params: Finetune) -> dict[str, Any]:
-    """What the run came to, without timings: they would make two equal adapters differ."""
-    state, available = trainer.state, len(trainer.train_dataset)
-    trainable, total = trainer.model.get_nb_trainable_parameters()
+def summarise(trainer: AnswerLossTrainer, params: Finetune, available: int) -> dict[str, Any]:
+    """What the run came to, without timings: they would make two equal adapters differ.
+
+    Args:
+        trainer: after training.
+        params: the finetune block.
+        available: rows of the training part.
+    """
+    state = trainer.state
+    trainable, total = trainer.adapter.get_nb_trainable_parameters()
     return {
         "steps": state.global_step,
         "epochs": state.epoch,
@@ -85,31 +90,29 @@ def read_rows(cache_folder: Path) -> dict[str, Dataset]:
     """The token columns of train and validation, mapped from disk rather than read into memory."""
     return {
         name: Dataset.from_parquet(str(path), columns=["prompt_ids", "completion_ids"], cache_dir=str(cache_folder))
-        for name, path in (("train", TRAIN), ("validation", VALIDATION))
+        for name, path in PARTS.items()
     }
 
 
-def save_adapter(trainer: AnswerLossTrainer, params: dict[str, Any], summary: dict[str, Any], run: Path) -> None:
-    """Write models/adapter/, complete or not at all."""
-    partial = ADAPTER.with_name("adapter.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    trainer.model.save_pretrained(str(partial), save_embedding_layers=False)
+def describe_origin(params: dict[str, Any], rows: dict[str, Dataset]) -> dict[str, Any]:
+    """What made the adapter: base, data and code by their hashes, parameters, libraries and hardware."""
     device = machine_device()
-    provenance = {
+    return {
         "base": read_json(BASE_PIN),
-        "data": {
-            name: {"sha256": file_sha256(path), "rows": len(dataset)}
-            for name, path, dataset in (
-                ("train", TRAIN, trainer.train_dataset),
-                ("validation", VALIDATION, trainer.eval_dataset),
-            )
-        },
+        "data": {name: {"sha256": file_sha256(PARTS[name]), "rows": len(part)} for name, part in rows.items()},
         "code": CODE_DIGEST.read_text(encoding="utf-8").strip(),
         "parameters": params,
         "libraries": library_versions(),
         "hardware": hardware(device, compute_dtype(device)),
     }
-    write_companions(partial, provenance["base"], table_metadata(TRAIN, "prompt_format"), provenance, TOKENIZER_FOLDER)
+
+
+def save_adapter(trainer: AnswerLossTrainer, provenance: dict[str, Any], summary: dict[str, Any], run: Path) -> None:
+    """Write models/adapter/, complete or not at all."""
+    partial = ADAPTER.with_name("adapter.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.adapter.save_pretrained(str(partial), save_embedding_layers=False)
+    write_companions(partial, provenance, table_metadata(PARTS["train"], "prompt_format"), TOKENIZER_FOLDER)
     shutil.copytree(run / LOG_FOLDER, partial / LOG_FOLDER)
     write_json(partial / LOG_FOLDER / "summary.json", summary)
     shutil.rmtree(ADAPTER, ignore_errors=True)
@@ -120,14 +123,14 @@ def main() -> None:
     """Train, or continue an interrupted training, and write models/adapter/."""
     params = load_params("finetune", "task")
     values = params.model_dump()
-    watched = [TRAIN, VALIDATION, BASE_PIN, CODE_DIGEST]
-    key = fingerprint(watched, {"parameters": values, "libraries": library_versions()})
+    key = fingerprint([*PARTS.values(), BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions()})
     started = time.monotonic()
     with locked_run(checkpoint_root(), key) as run:
-        budget = table_metadata(TRAIN, "prompt_format")["max_length_tokens"]
-        trainer = train(params.finetune, budget, run, read_rows(run / "datasets"))
-        summary = summarise(trainer, params.finetune)
-        save_adapter(trainer, values, summary, run)
+        rows = read_rows(run / "datasets")
+        budget = table_metadata(PARTS["train"], "prompt_format")["max_length_tokens"]
+        trainer = train(params.finetune, budget, run, rows)
+        summary = summarise(trainer, params.finetune, len(rows["train"]))
+        save_adapter(trainer, describe_origin(values, rows), summary, run)
         mark_finished(run)
     print(
         f"finetune: {summary['steps']} steps, best validation loss {summary['best_validation_loss']:.4f} at step "

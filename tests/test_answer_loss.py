@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from typing import Any
 
-from stages.common.answer_loss import IGNORED, answer_logits, collate
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from stages.common.training.answer_loss import IGNORED, answer_logits, collate
 
 ROWS = [
     {"prompt_ids": [5, 6, 7], "completion_ids": [8, 2]},
     {"prompt_ids": [9], "completion_ids": [10, 11, 2]},
     {"prompt_ids": [12, 13, 14, 15, 16, 17], "completion_ids": [18, 2]},
 ]
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -31,13 +33,13 @@ def test_labels_are_the_completions_tokens_and_nothing_else() -> None:
         assert [label for label in labels if label != IGNORED] == row["completion_ids"]
 
 
-def check_against_full_logits(model: torch.nn.Module) -> None:
+def check_against_full_logits(model: PreTrainedModel) -> None:
     batch = collate(ROWS, pad_id=0)
     labels = batch.pop("labels")
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     positions = targets != IGNORED
     full = model(**batch).logits[positions]
-    some = answer_logits(model, model, batch, positions)  # type: ignore[arg-type]
+    some = answer_logits(model, model.get_output_embeddings(), batch, positions)
     torch.testing.assert_close(some, full, rtol=1e-6, atol=1e-6)
     assert len(some) == sum(len(row["completion_ids"]) for row in ROWS)
     assert model(**batch).logits.shape == (*labels.shape, 64), "the hook is gone afterwards"

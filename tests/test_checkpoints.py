@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.checkpoints import SECONDS_KEPT, fingerprint, last_checkpoint, locked_run, mark_finished
 from stages.common.errors import UserError
+from stages.common.training.checkpoints import SECONDS_KEPT, fingerprint, last_checkpoint, locked_run, mark_finished
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +28,7 @@ def test_the_fingerprint_follows_contents_and_values(tmp_path: Path) -> None:
 
 def test_a_run_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from stages.common.checkpoints import locked_run\n"
+        "import sys, time; from pathlib import Path; from stages.common.training.checkpoints import locked_run\n"
         f"with locked_run(Path({str(tmp_path)!r}), 'k'): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stages.common.errors import UserError
-from stages.common.trainer import micro_batches
-from stages.common.training_callbacks import trackers
+from stages.common.training.callbacks import trackers
+from stages.common.training.trainer import micro_batches
 
 
 def test_micro_batch_times_accumulation_is_always_the_global_batch() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 # What the operating system says when the machine, not the program, is at fault, and what helps.
 _REMEDIES = {
@@ -42,7 +41,8 @@ def run_stage(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        _fail(f"{error.filename or Path.cwd()}: {_REMEDIES[error.errno]}")
+        # pyarrow's errors have no file name, but their text does.
+        _fail(f"{error.filename or error}: {_REMEDIES[error.errno]}")
 
 
 def _fail(message: str) -> None:

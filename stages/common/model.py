@@ -56,7 +56,6 @@ def load_base() -> PreTrainedModel:
             quantization_config=quantization,
             dtype=dtype,
             device_map={"": device},
-            attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

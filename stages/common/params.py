@@ -15,10 +15,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.common.errors import UserError
+from stages.common.labels import INVALID
 
 PARAMS_PATH = Path("params.yaml")
-# What a generated answer that matches no label is written as, so no label may have this name.
-INVALID = "<invalid>"
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dvclive import Live
+from scmrepo.exceptions import SCMError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.common.errors import UserError
@@ -32,8 +33,11 @@ class DVCLiveLog(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start an empty log, and bring it up to the checkpoint."""
-        # dvcyaml=None: DVCLive would rewrite dvc.yaml while `dvc repro` runs it.
-        self._live = Live(str(self._folder), dvcyaml=None, save_dvc_exp=False, report=None)
+        try:
+            # dvcyaml=None: DVCLive would rewrite dvc.yaml while `dvc repro` runs it.
+            self._live = Live(str(self._folder), dvcyaml=None, save_dvc_exp=False, report=None)
+        except SCMError as error:
+            raise UserError(f"DVCLive cannot use this Git repository ({error}): commit once, then run again") from error
         for entry in state.log_history:
             self._log(entry, int(entry["step"]))
 

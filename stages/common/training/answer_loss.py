@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from transformers import PreTrainedModel
+from datasets import Dataset
+from peft import PeftModel
 from trl import SFTTrainer
 
 IGNORED = -100  # PyTorch's and TRL's label for positions without a loss
@@ -38,7 +37,7 @@ def collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Te
 
 
 def answer_logits(
-    model: torch.nn.Module, causal_model: PreTrainedModel, inputs: dict[str, torch.Tensor], positions: torch.Tensor
+    model: torch.nn.Module, head: torch.nn.Module, inputs: dict[str, torch.Tensor], positions: torch.Tensor
 ) -> torch.Tensor:
     """Next-token logits of some positions, through the model's own forward pass.
 
@@ -46,15 +45,14 @@ def answer_logits(
     stays the model's, which calling backbone and head by hand would lose.
 
     Args:
-        model: what is called: `causal_model`, or what wraps it.
-        causal_model: the model that owns the LM head.
+        model: a causal language model, or what wraps it.
+        head: its LM head.
         inputs: its keyword arguments, `input_ids` (rows, length) among them.
         positions: boolean, (rows, length).
 
     Returns:
         (number of positions, vocabulary) in float32, row by row.
     """
-    head = causal_model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, arguments: (arguments[0][positions],))
     try:
         return model(**inputs, use_cache=False).logits.float()
@@ -68,6 +66,13 @@ class AnswerLossTrainer(SFTTrainer):
     TRL does that on CUDA; on a CPU it projects every position onto the vocabulary, which takes half of the time of a
     small model. It also reads per-step statistics back from the device, which this leaves out.
     """
+
+    @property
+    def adapter(self) -> PeftModel:
+        """The model that is trained, without what may wrap it."""
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, PeftModel)
+        return model
 
     def compute_loss(
         self,
@@ -85,9 +90,9 @@ class AnswerLossTrainer(SFTTrainer):
         labels = inputs["labels"]
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         positions = targets != IGNORED
-        causal_model = self.accelerator.unwrap_model(self.model).get_base_model()
+        head = self.adapter.get_output_embeddings()
         arguments = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = answer_logits(model, causal_model, arguments, positions)
+        logits = answer_logits(model, head, arguments, positions)
         loss = torch.nn.functional.cross_entropy(logits, targets[positions], reduction="sum")
         if num_items_in_batch is None:
             return loss / (len(labels) * self._evaluation_tokens_per_row())
@@ -96,6 +101,7 @@ class AnswerLossTrainer(SFTTrainer):
 
     def _evaluation_tokens_per_row(self) -> float:
         if not hasattr(self, "_tokens_per_row"):
-            counts: list[Any] = [len(ids) for ids in self.eval_dataset["completion_ids"]]
+            assert isinstance(self.eval_dataset, Dataset)
+            counts = [len(ids) for ids in self.eval_dataset["completion_ids"]]
             self._tokens_per_row = sum(counts) / len(counts)
         return self._tokens_per_row

@@ -13,12 +13,12 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, EarlyStoppingCallback, set_seed
 from trl import SFTConfig
 
-from stages.common.answer_loss import AnswerLossTrainer, collate
 from stages.common.base import TOKENIZER_FOLDER
 from stages.common.errors import UserError
 from stages.common.model import compute_dtype, load_base, machine_device
 from stages.common.params import Finetune
-from stages.common.training_callbacks import DVCLiveLog, Watch, trackers
+from stages.common.training.answer_loss import AnswerLossTrainer, collate
+from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
 
 LOG_FOLDER = "training_log"
 LOG_EVERY_STEPS = 5
@@ -142,7 +142,7 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
         if "target modules" not in str(error).lower():
             raise
         raise UserError(f"finetune.lora.target_modules: {error}") from error
-    for parameter in trainer.model.parameters():
+    for parameter in trainer.adapter.parameters():
         if parameter.requires_grad:
             # TRL makes them bfloat16, which is slow on a CPU and rounds small updates away.
             parameter.data = parameter.data.float()

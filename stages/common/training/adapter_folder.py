@@ -28,25 +28,22 @@ def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     return {"device": f"{device.type} ({name})", "compute_dtype": str(dtype).removeprefix("torch.")}
 
 
-def write_companions(
-    folder: Path, base_pin: dict[str, Any], prompt_format: dict[str, Any], provenance: dict[str, Any], tokenizer: Path
-) -> None:
+def write_companions(folder: Path, provenance: dict[str, Any], prompt_format: dict[str, Any], tokenizer: Path) -> None:
     """Complete a saved PEFT adapter: tokenizer, prompt format, base pin, provenance and model card.
 
     Args:
         folder: an adapter as PEFT saved it.
-        base_pin: the content of models/base.json.
-        prompt_format: template, labels and token budget, as the split files carry them.
         provenance: base, data and code hashes, parameters, library versions, hardware.
+        prompt_format: template, labels and token budget, as the split files carry them.
         tokenizer: the folder whose files are copied.
     """
     for path in sorted(tokenizer.iterdir()):
         shutil.copyfile(path, folder / path.name)
-    write_json(folder / "base.json", base_pin)
+    write_json(folder / "base.json", provenance["base"])
     write_json(folder / "prompt.json", prompt_format)
     write_json(folder / "provenance.json", provenance)
-    write_text(folder / "README.md", str(model_card(base_pin, prompt_format, provenance)) + "\n")
-    _settle_configuration(folder / "adapter_config.json", base_pin)
+    write_text(folder / "README.md", str(model_card(prompt_format, provenance)) + "\n")
+    _settle_configuration(folder / "adapter_config.json", provenance["base"])
 
 
 def _settle_configuration(path: Path, base_pin: dict[str, Any]) -> None:
@@ -61,12 +58,12 @@ def _settle_configuration(path: Path, base_pin: dict[str, Any]) -> None:
     write_json(path, configuration)
 
 
-def model_card(base_pin: dict[str, Any], prompt_format: dict[str, Any], provenance: dict[str, Any]) -> ModelCard:
+def model_card(prompt_format: dict[str, Any], provenance: dict[str, Any]) -> ModelCard:
     """The adapter's model card: metadata that the Hub reads, then what it is, how to use it and what made it.
 
     The metrics are not known yet when the adapter is saved; the `report` stage adds them in a copy.
     """
-    source = base_pin["source"]
+    source = provenance["base"]["source"]
     base_name = {
         "hub": lambda: source["repo_id"],
         "package": lambda: source["requirement"],

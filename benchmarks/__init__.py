@@ -1,0 +1,1 @@
+"""Measurements that are run on demand, outside the pipeline; each prints a table for docs/."""

@@ -1,0 +1,86 @@
+"""The parts of a data set, and the rows that would let one part be answered from memory of another."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stages.common.errors import UserError
+
+PARTS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+# In an array of parts: a row that is in none of them.
+DROPPED = -1
+
+Integers = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.bytes_]
+
+
+class Rows(NamedTuple):
+    """The columns that decide about a row's part, n rows each.
+
+    Attributes:
+        labels: int (n,), index into task.labels.
+        groups: bytes (n,), the column `group`.
+        texts: bytes (n,), equal for texts that are the same after normalisation.
+        published: int (n,), index into PARTS; or None when no split is published.
+    """
+
+    labels: Integers
+    groups: Keys
+    texts: Keys
+    published: Integers | None
+
+
+class Leak(NamedTuple):
+    """Two rows, by position in the table, that share a text or a group and are in two parts."""
+
+    row: int
+    part: int
+    other_row: int
+    other_part: int
+
+
+def drop_leaks(parts: Integers, rows: Rows) -> tuple[Integers, list[Leak]]:
+    """Find the rows that share a text or a group with a row of a later part, in the order train, validation, test.
+
+    Args:
+        parts: int (n,), index into PARTS.
+        rows: see `Rows`.
+
+    Returns:
+        The parts with DROPPED for such rows, so that test keeps all; and a leak for each of them, in row order.
+    """
+    clean = parts.copy()
+    leaks: list[Leak] = []
+    keys = [np.unique(column, return_inverse=True)[1] for column in (rows.texts, rows.groups)]
+    # Validation first: a row that it loses takes nothing out of train.
+    for part, other_part in ((VALIDATION, TEST), (TRAIN, TEST), (TRAIN, VALIDATION)):
+        for key_of_row in keys:
+            # Assigned backwards, so that the first row of the other part is the one that is named.
+            others = np.flatnonzero(clean == other_part)[::-1]
+            row_with_key = np.full(key_of_row.max(initial=-1) + 1, -1)
+            row_with_key[key_of_row[others]] = others
+            found = np.flatnonzero((clean == part) & (row_with_key[key_of_row] >= 0))
+            leaks += [Leak(row, part, int(row_with_key[key_of_row[row]]), other_part) for row in found.tolist()]
+            clean[found] = DROPPED
+    return clean, sorted(leaks)
+
+
+def leakage_error(leaks: list[Leak], ids: pa.ChunkedArray) -> UserError:
+    """The error that lists the first ten leaks by the ids of their rows."""
+    pairs = [
+        f"{ids[leak.row].as_py()} ({PARTS[leak.part]}) and {ids[leak.other_row].as_py()} ({PARTS[leak.other_part]})"
+        for leak in leaks[:10]
+    ]
+    more = [f"and {len(leaks) - 10:,} more"] if len(leaks) > 10 else []
+    listed = "\n  ".join(pairs + more)
+    return UserError(
+        f"split: {len(leaks):,} rows have the same text (but for case and punctuation) or the same group as a row of "
+        f"another part, so that the numbers would measure memory:\n  {listed}\n"
+        "Set split.leakage to drop: such rows are taken out of train (then validation), and test keeps all its rows. "
+        "Where no split is published, ingest.columns.group: null keeps equal texts in one part."
+    )

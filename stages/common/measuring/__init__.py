@@ -1,0 +1,1 @@
+"""Numbers, curves and tables out of predictions."""

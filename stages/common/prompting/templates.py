@@ -1,0 +1,196 @@
+"""Jinja in a sandbox: the prompt template of params.yaml, and the base model's chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from stages.common.errors import UserError
+from stages.common.prompting.tokenizer import PromptTokenizer
+
+VARIABLES = {"text", "labels", "descriptions", "exemplars"}
+_ALLOWED = (
+    "Allowed is Jinja with the variables text, labels, descriptions (by label) and exemplars (each with text and label)"
+)
+
+
+def prompt_template(source: str, tokenizer: PromptTokenizer, descriptions: bool, exemplars: bool) -> Template:
+    """Compile `format_prompts.template`, its control tokens respelled.
+
+    Args:
+        source: the template.
+        tokenizer: knows which strings are control tokens.
+        descriptions: whether the task has label descriptions.
+        exemplars: whether exemplars were set aside.
+
+    Raises:
+        UserError: it is not Jinja, does not use `text`, uses an unknown variable or one that the task has no value
+            for, or does not use descriptions or exemplars that are there.
+    """
+    environment = _environment(StrictUndefined)
+    try:
+        tree = environment.parse(source)
+        used = meta.find_undeclared_variables(tree) - environment.globals.keys()
+        # Only text that the template itself writes: names and keywords are not searched for control tokens.
+        for data in tree.find_all(nodes.TemplateData):
+            data.data = tokenizer.respell(data.data)
+        for constant in tree.find_all(nodes.Const):
+            if isinstance(constant.value, str):
+                constant.value = tokenizer.respell(constant.value)
+        template = environment.from_string(tree)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise template_error(f"{error}{f' (line {line})' if line else ''}") from None
+    if used - VARIABLES:
+        raise template_error(f"unknown variable {', '.join(sorted(used - VARIABLES))}")
+    if "text" not in used:
+        raise template_error("it does not use {{ text }}, so that all prompts would be the same")
+    _check_use("exemplars", "exemplars" in used, exemplars, "set ingest.exemplars_per_label to 1 or more", "to 0")
+    _check_use("descriptions", "descriptions" in used, descriptions, "give task.label_descriptions", "null for them")
+    return template
+
+
+def _check_use(name: str, used: bool, present: bool, give: str, leave: str) -> None:
+    if used and not present:
+        raise template_error(f"it uses {name}, but there are none: {give}, or take {name} out of the template")
+    if present and not used:
+        raise template_error(f"it does not use the {name} that there are: use them, or {give.split()[0]} {leave}")
+
+
+def render(template: Template, values: dict[str, Any]) -> str:
+    """Fill in a compiled prompt template.
+
+    Raises:
+        UserError: the template fails, or tries what the sandbox forbids.
+    """
+    try:
+        return template.render(values)
+    except Exception as error:  # whatever a template does wrong while it runs is its writer's to mend
+        raise template_error(f"it fails with {type(error).__name__}: {error}") from None
+
+
+def template_error(problem: str) -> UserError:
+    """The error for a wrong `format_prompts.template`."""
+    return UserError(f"params.yaml: format_prompts.template: {problem}. {_ALLOWED}; change the template.")
+
+
+@lru_cache(maxsize=8)
+def chat_frame(tokenizer: PromptTokenizer, system: str | None) -> tuple[str, str]:
+    """What the chat template puts before and after the user's message, control tokens respelled.
+
+    The message itself is not shown to the chat template: it can then neither be taken for control tokens nor change
+    the frame. Many chat templates strip messages, so the caller must strip it.
+
+    Args:
+        tokenizer: has the chat template.
+        system: the system message, itself data; None leaves the system message to the chat template.
+
+    Returns:
+        The text before the message, and the text after it up to where the answer begins.
+
+    Raises:
+        UserError: there is no chat template, it fails, or it has no place for the system message.
+    """
+    user = tokenizer.stand_in("text")
+    shown = tokenizer.respell(_render_chat(tokenizer, _messages(tokenizer, system), add_generation_prompt=True))
+    if shown.count(user) != 1:
+        raise _chat_error("shows the user's message not once")
+    if system is not None:
+        if tokenizer.stand_in("system") not in shown:
+            raise _chat_error("leaves the system message out; set format_prompts.system to null")
+        shown = shown.replace(tokenizer.stand_in("system"), system.strip())
+    before, _, after = shown.partition(user)
+    return before, after
+
+
+def chat_terminator_id(tokenizer: PromptTokenizer, system: str | None) -> int:
+    """Id of the control token that the chat template puts right after an assistant's message.
+
+    Raises:
+        UserError: there is no chat template, it fails, or no control token follows an assistant's message.
+    """
+    answer = tokenizer.stand_in("answer")
+    messages = [*_messages(tokenizer, system), {"role": "assistant", "content": answer}]
+    shown = _render_chat(tokenizer, messages, add_generation_prompt=False)
+    after = shown.rpartition(answer)[2].lstrip()
+    endings = [content for content in tokenizer.control_ids if after.startswith(content)]
+    if not endings:
+        raise _chat_error("puts no control token after an answer, so that an answer would never end")
+    return tokenizer.control_ids[max(endings, key=len)]
+
+
+def _messages(tokenizer: PromptTokenizer, system: str | None) -> list[dict[str, str]]:
+    user = {"role": "user", "content": tokenizer.stand_in("text")}
+    return [user] if system is None else [{"role": "system", "content": tokenizer.stand_in("system")}, user]
+
+
+def _render_chat(tokenizer: PromptTokenizer, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "params.yaml: format_prompts.style: 'chat' needs a base model with a chat template, and this one has none. "
+            "Use style: plain, or an instruction-tuned base model."
+        )
+    values: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, **tokenizer.special_tokens}
+    try:
+        # Published chat templates test keys that may be absent, so Undefined is as lenient here as in transformers.
+        template = _environment(Undefined).from_string(tokenizer.chat_template)
+        return template.render(values, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # a chat template refuses, for example, a system message with raise_exception
+        system = "set format_prompts.system to null, or " if messages[0]["role"] == "system" else ""
+        raise _chat_error(f"fails with: {error}; {system}choose another base model") from None
+
+
+def _chat_error(problem: str) -> UserError:
+    return UserError(f"models/tokenizer: the base model's chat template {problem}, or use format_prompts.style: plain.")
+
+
+def _environment(undefined: type[Undefined]) -> ImmutableSandboxedEnvironment:
+    """Jinja as transformers sets it up for chat templates, without what makes one prompt differ from the next run's.
+
+    See `_cached_compile_jinja_template` in transformers/utils/chat_template_utils.py.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=undefined,
+        extensions=["jinja2.ext.loopcontrols", _GenerationTag],
+    )
+    filters: dict[str, Callable[..., Any]] = environment.filters
+    filters["tojson"] = _to_json
+    del filters["random"], environment.globals["lipsum"]
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_fixed)
+    return environment
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's words for training; here it is no more than its content."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja's own interface)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_fixed(form: str) -> str:
+    """Chat templates write today's date; training and serving must see one prompt, so the day stands still.
+
+    26 July 2024 is what Llama's templates fall back to where no clock is offered.
+    """
+    return date(2024, 7, 26).strftime(form)

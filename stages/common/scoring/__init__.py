@@ -1,0 +1,1 @@
+"""Labels out of a language model: scored, or generated and matched."""

@@ -1,0 +1,182 @@
+"""One pass over a source: valid rows go to a file on disk, 64-bit digests of them stay in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stages.common.sources.columns import SPLITS, Mapping, Record, RefusedRow, shown
+from stages.common.sources.duplicates import first_positions
+from stages.common.sources.opening import SourceFile
+from stages.common.sources.readers import read_rows
+from stages.common.tables import iter_batches, open_table
+from stages.common.text_keys import group_key
+
+SCHEMA = pa.schema([(name, pa.string()) for name in Record._fields])
+# Rows written at once, unless their texts reach the second number first.
+BATCH_ROWS = 10_000
+BATCH_CHARACTERS = 16_000_000
+LISTED_REFUSALS = 1_000
+# All that is kept in memory of a row: where it came from, and 64-bit digests of what makes it a repetition.
+DIGESTS = np.dtype(
+    [
+        *[("position", "i8"), ("file", "i4"), ("row", "i8"), ("identity", "i8"), ("id", "i8"), ("text", "i8")],
+        *[("key", "u8"), ("group", "u8"), ("label", "i8"), ("split", "i1")],
+    ]
+)
+Rows = NDArray[np.void]
+# Position among all rows read, number of the file, row in it, record.
+Batch = list[tuple[int, int, int, Record]]
+
+
+@dataclass
+class Refusals:
+    """Rows that become no record: all are counted, the first are listed."""
+
+    count: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    listed: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    def add(self, position: int, file: str, row: int, refused: RefusedRow) -> None:
+        """Note a row; `position` is its place among all rows read."""
+        self.count += 1
+        # A column of free text taken for labels would otherwise be held in memory whole.
+        known = refused.kind in self.kinds or len(self.kinds) < LISTED_REFUSALS
+        self.kinds[refused.kind if known else "others"] += 1
+        self.listed.append((position, {"file": file, "row": row, "reason": refused.reason}))
+        if len(self.listed) >= 2 * LISTED_REFUSALS:
+            self.listed = sorted(self.listed, key=lambda item: item[0])[:LISTED_REFUSALS]
+
+    def first(self, most: int = LISTED_REFUSALS) -> list[dict[str, Any]]:
+        """The first refused rows, in the order in which they were read."""
+        return [row for _, row in sorted(self.listed, key=lambda item: item[0])[:most]]
+
+
+@dataclass
+class Gathered:
+    """What one pass over the source found: the valid rows lie in the spool, `rows` has their digests in its order."""
+
+    rows_per_file: dict[str, int]
+    refusals: Refusals
+    rows: Rows
+
+    @property
+    def rows_read(self) -> int:
+        """All rows, refused ones too."""
+        return sum(self.rows_per_file.values())
+
+
+def gather(
+    files: list[SourceFile], mapping: Mapping, labels: list[str], spool: Path, on_bytes: Callable[[int], Any]
+) -> Gathered:
+    """Read the source once, and write its valid rows to the Parquet file `spool`.
+
+    Args:
+        files: the tables.
+        mapping: how rows become records.
+        labels: params.task.labels.
+        spool: the file to write; schema SCHEMA.
+        on_bytes: called with the number of bytes read since the last call.
+
+    Raises:
+        UserError: a file cannot be read as a table with the columns wanted.
+    """
+    refusals, rows_per_file = Refusals(), dict.fromkeys((file.name for file in files), 0)
+    parts = [np.empty(0, DIGESTS)]
+    with open_table(spool, SCHEMA) as table:
+        for batch in _batches(files, mapping, rows_per_file, refusals, on_bytes):
+            parts.append(_digests(batch, labels, mapping.grouped))
+            columns = zip(*(record for *_, record in batch), strict=True)
+            arrays = [pa.array(column, pa.string()) for column in columns]
+            table.add_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+    return Gathered(rows_per_file, refusals, np.concatenate(parts))
+
+
+def _batches(
+    files: list[SourceFile],
+    mapping: Mapping,
+    rows_per_file: dict[str, int],
+    refusals: Refusals,
+    on_bytes: Callable[[int], Any],
+) -> Iterator[Batch]:
+    batch: Batch = []
+    position, characters = 0, 0
+    for file_number, file in enumerate(files):
+        for row, values in read_rows(file.path, file.name, file.format, mapping.columns, on_bytes):
+            position += 1
+            rows_per_file[file.name] += 1
+            try:
+                if isinstance(values, str):
+                    raise RefusedRow(values, "unreadable row")
+                record = mapping.make(values, f"{file.origin}:{row}", file.split)
+            except RefusedRow as refused:
+                refusals.add(position, file.name, row, refused)
+                continue
+            batch.append((position, file_number, row, record))
+            characters += len(record.text)
+            if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _digests(batch: list[tuple[int, int, int, Record]], labels: list[str], grouped: bool) -> Rows:
+    label_numbers = {label: number for number, label in enumerate(labels)}
+    split_numbers = {None: -1} | {split: number for number, split in enumerate(SPLITS)}
+    digests = []
+    for position, file, row, (identifier, text, label, group, split, _) in batch:
+        group_number = int(group, 16)
+        key = int(group_key(text), 16) if grouped else group_number
+        identity = hash((text, label, group, split))
+        numbers = (position, file, row, identity, hash(identifier), hash(text))
+        digests.append((*numbers, key, group_number, label_numbers[label], split_numbers[split]))
+    return np.array(digests, DIGESTS)
+
+
+def unique_rows(gathered: Gathered, files: list[SourceFile], spool: Path) -> NDArray[np.intp]:
+    """Leave out exact duplicates (same text, label, group and split), and refuse other rows whose id is taken.
+
+    Args:
+        gathered: its refusals grow.
+        files: the tables, for messages.
+        spool: the valid rows.
+
+    Returns:
+        Positions in the spool of the rows that stay, ascending.
+    """
+    rows = gathered.rows
+    everyone = np.arange(len(rows))
+    distinct = everyone[first_positions(rows["identity"]) == everyone]
+    holders = distinct[first_positions(rows["id"][distinct])]
+    taken = holders != distinct
+    late, early = distinct[taken], holders[taken]
+    texts = spool_rows(spool, late[:LISTED_REFUSALS], ["id"])
+    for number, (position, holder) in enumerate(zip(late.tolist(), early.tolist(), strict=True)):
+        row, first = rows[position], rows[holder]
+        identifier = shown(texts[position]["id"]) if number < LISTED_REFUSALS else "…"
+        reason = f"id {identifier} is already that of {files[first['file']].name} row {first['row']:,}"
+        refused = RefusedRow(reason, "id is taken")
+        gathered.refusals.add(int(row["position"]), files[row["file"]].name, int(row["row"]), refused)
+    return distinct[~taken]
+
+
+def spool_rows(spool: Path, positions: NDArray[np.intp] | list[int], columns: list[str]) -> dict[int, dict[str, Any]]:
+    """Some of the spool's rows, by position; one pass, a batch in memory at a time."""
+    wanted, start = np.unique(np.asarray(positions, np.intp)), 0
+    found: dict[int, dict[str, Any]] = {}
+    if not len(wanted):
+        return {}
+    for batch in iter_batches(spool, columns):
+        here = wanted[(wanted >= start) & (wanted < start + batch.num_rows)]
+        if len(here):
+            found.update(zip(here.tolist(), batch.take(pa.array(here - start)).to_pylist(), strict=True))
+        start += batch.num_rows
+    return found

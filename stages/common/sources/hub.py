@@ -1,0 +1,125 @@
+"""Files of a repository on the Hugging Face Hub, at a commit; the token comes from HF_TOKEN and goes nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from stages.common.errors import UserError
+
+RepositoryType = Literal["model", "dataset"]
+
+
+def require_commit(repo_id: str, revision: str, repo_type: RepositoryType, key: str) -> None:
+    """Refuse a revision that can move, and name the commit it points to now.
+
+    Args:
+        repo_id: OWNER/NAME.
+        revision: what params.yaml says.
+        repo_type: model or dataset.
+        key: where params.yaml says it, for the message.
+
+    Raises:
+        UserError: `revision` is not the 40 hexadecimal digits of a commit.
+    """
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return
+    try:
+        now = f"It points to {current_commit(repo_id, revision, repo_type)} now: put that there."
+    except UserError as error:
+        now = f"Which commit it is now could not be found out: {error}"
+    raise UserError(
+        f"{key}: {revision!r} is not a commit of 40 hexadecimal digits, and can point to something else tomorrow. {now}"
+    )
+
+
+def current_commit(repo_id: str, revision: str, repo_type: RepositoryType) -> str:
+    """The commit that a branch or tag points to now.
+
+    Raises:
+        UserError: the Hub cannot be reached, or does not have or show it.
+    """
+    from huggingface_hub import HfApi
+
+    with _clear_errors(repo_id, repo_type):
+        information = HfApi(token=_token()).repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=30)
+    assert information.sha is not None
+    return information.sha
+
+
+def download_repository(
+    repo_id: str, revision: str, repo_type: RepositoryType, patterns: list[str], folder: Path | None = None
+) -> Path:
+    """Download a repository's files that match a pattern.
+
+    Args:
+        repo_id: OWNER/NAME.
+        revision: a commit; see `require_commit`.
+        repo_type: model or dataset.
+        patterns: names or patterns as in `fnmatch`, where * crosses folders too.
+        folder: where to write; None: the Hub's own cache, which the next run finds again. An interrupted download goes
+            on from its finished files either way.
+
+    Returns:
+        The folder that holds the files under their paths in the repository.
+
+    Raises:
+        UserError: the Hub cannot be reached, or does not have or show the repository.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _clear_errors(repo_id, repo_type):
+        found = snapshot_download(
+            repo_id,
+            revision=revision,
+            repo_type=repo_type,
+            allow_patterns=patterns,
+            local_dir=folder,
+            token=_token(),
+        )
+    if folder is not None:
+        # The Hub's notes on finished files; once all are there they would only be in the way.
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return Path(found)
+
+
+def _token() -> str | Literal[False]:
+    # False keeps huggingface_hub from looking for a token that was stored on this machine.
+    return os.environ.get("HF_TOKEN") or False
+
+
+@contextmanager
+def _clear_errors(repo_id: str, repo_type: RepositoryType) -> Iterator[None]:
+    """Turn what the Hub answers into one message that says what to do."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+    token = "the token in HF_TOKEN" if _token() else "no token (HF_TOKEN is not set)"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{page}: access is restricted, and was refused with {token}. Accept the licence on that page, then set "
+            "HF_TOKEN to a token of your account with read access."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{page}: there is no such {repo_type}, or it is private; asked with {token}. Check the name; for a "
+            "private one set HF_TOKEN to a token that may read it."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{page}: has no such revision. Choose a commit from {page}/commits/main.") from None
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 401:
+            raise UserError(f"{page}: {token} is not accepted. Make a new one with read access.") from None
+        reason = next(line for line in str(error).splitlines() if line.strip())[:300]
+        raise UserError(
+            f"{page}: could not be fetched ({reason}). Check the network, the proxy, HF_ENDPOINT and HF_HUB_OFFLINE, "
+            "then run the same command again."
+        ) from None

@@ -1,0 +1,241 @@
+"""Train, validation and test: stratified, seeded, no group and no text in two of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.model_selection import train_test_split
+
+from stages.common.errors import UserError, run_stage
+from stages.common.leakage import (
+    DROPPED,
+    PARTS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Integers,
+    Rows,
+    drop_leaks,
+    leakage_error,
+)
+from stages.common.params import Split, load_params
+from stages.common.progress import progress
+from stages.common.tables import iter_batches, open_table, table_metadata, write_json
+from stages.common.text_keys import group_key
+
+PROMPTS = Path("data/prompts.parquet")
+SPLITS = Path("data/splits")
+REPORT = Path("data/reports/split.json")
+COLUMNS = ["id", "text", "label", "group", "prompt", "completion", "prompt_ids", "completion_ids"]
+MOST_LISTED = 100
+
+
+def main() -> None:
+    """Split data/prompts.parquet."""
+    params = load_params("split", "task")
+    labels = params.task.labels
+    rows = read_rows(PROMPTS, labels)
+    parts = assign_parts(rows, labels, params.split)
+    parts, leaks = drop_leaks(parts, rows)
+    if leaks and params.split.leakage == "error":
+        raise leakage_error(leaks, _ids(PROMPTS))
+    check_every_part_has_every_label(parts, rows, labels, params.split)
+    write_parts(PROMPTS, SPLITS, parts)
+    report = split_report(parts, rows, labels)
+    write_json(
+        REPORT, report | {"dropped_ids": _ids(PROMPTS).filter(pa.array(parts == DROPPED))[:MOST_LISTED].to_pylist()}
+    )
+    print(f"split: {_summary(report)}")
+
+
+def read_rows(prompts: Path, labels: list[str]) -> Rows:
+    """Read what decides about the parts; the texts themselves are not kept.
+
+    Raises:
+        UserError: some rows have a published split and others do not.
+    """
+    total = pq.read_metadata(prompts).num_rows
+    label_index = {label: index for index, label in enumerate(labels)}
+    part_index = {part: index for index, part in enumerate(PARTS)} | {None: DROPPED}
+    columns: tuple[list[Any], ...] = ([], [], [], [])
+    with progress(total, "reading texts") as bar:
+        for batch in iter_batches(prompts, columns=["text", "label", "group", "split"]):
+            columns[0].append(np.array([label_index[label] for label in batch["label"].to_pylist()], np.int64))
+            columns[1].append(np.array(batch["group"].to_pylist(), np.bytes_))
+            columns[2].append(np.array([group_key(text) for text in batch["text"].to_pylist()], np.bytes_))
+            columns[3].append(np.array([part_index[part] for part in batch["split"].to_pylist()], np.int64))
+            bar.update(batch.num_rows)
+    label_rows, groups, texts, published = map(np.concatenate, columns)
+    without = np.flatnonzero(published == DROPPED)
+    if 0 < len(without) < total:
+        raise UserError(
+            f"{prompts}: {len(without):,} of {total:,} rows have no published split, the first is "
+            f"{_ids(prompts)[without[0]].as_py()!r}. Give every row train, validation or test in ingest.columns.split, "
+            "or set ingest.columns.split to null."
+        )
+    return Rows(label_rows, groups, texts, published if not len(without) else None)
+
+
+def assign_parts(rows: Rows, labels: list[str], params: Split) -> Integers:
+    """Put every row into a part, groups whole, labels in equal shares; published parts stay as they are.
+
+    What is missing is taken out of the published train (out of everything when nothing is published), test before
+    validation. A share is one of all groups, rounded up. The result depends on the set of groups, not on their order.
+
+    Args:
+        rows: see `Rows`.
+        labels: task.labels.
+        params: seed and shares.
+
+    Returns:
+        int (n,), index into PARTS. A group that a published split has in two parts stays in two.
+
+    Raises:
+        UserError: a published split without train, or too few groups for the parts to be made.
+    """
+    groups, group_of_row = np.unique(rows.groups, return_inverse=True)
+    parts = np.zeros(len(rows.labels), np.int64) if rows.published is None else rows.published.copy()
+    if not (parts == TRAIN).any():
+        raise UserError(
+            "split: the published split has no train rows, so there is nothing to train on or to take the other parts "
+            "from. Add files or rows for train, or set ingest.columns.split (or the names of paths) to null."
+        )
+    wanted = [
+        (part, share)
+        for part, share in ((TEST, params.test_share), (VALIDATION, params.validation_share))
+        if not (parts == part).any()
+    ]
+    in_train = parts == TRAIN
+    _check_enough_groups(rows.labels[in_train], group_of_row[in_train], labels, wanted, params)
+    strata = _most_frequent_label(group_of_row[in_train], rows.labels[in_train], len(labels))
+    pool = np.unique(group_of_row[in_train])
+    # A label that is hardly ever a group's most frequent one cannot be shared out by whole groups on its own.
+    counts = np.bincount(strata, minlength=len(labels))
+    strata[counts[strata] <= len(wanted)] = counts.argmax()
+    for part, share in wanted:
+        size = _ceil(share * len(groups))
+        kept, taken = _take(pool, strata, size, part, params)
+        parts[in_train & np.isin(group_of_row, pool[taken])] = part
+        pool, strata = pool[kept], strata[kept]
+    return parts
+
+
+def _take(pool: Integers, strata: Integers, size: int, part: int, params: Split) -> tuple[Integers, Integers]:
+    """Positions in `pool` of the groups that stay, and of the `size` groups that are taken, stratified."""
+    n_strata = len(np.unique(strata))
+    if size < n_strata or len(pool) - size < n_strata:
+        raise UserError(
+            f"split.{PARTS[part]}_share: {len(pool):,} groups are too few to take {size:,} for {PARTS[part]} and leave "
+            f"train one with each of {n_strata} labels. Change split.{PARTS[part]}_share, add rows, or group them by a "
+            "finer column in ingest.columns.group."
+        )
+    kept, taken = train_test_split(np.arange(len(pool)), test_size=size, stratify=strata, random_state=params.seed)
+    return kept, taken
+
+
+def _most_frequent_label(groups: Integers, labels: Integers, n_labels: int) -> Integers:
+    """For each group, in order: its rows' most frequent label, the first in task.labels where two are equal."""
+    pairs, counts = np.unique(groups * n_labels + labels, return_counts=True)
+    pair_groups, pair_labels = np.divmod(pairs, n_labels)
+    order = np.lexsort((pair_labels, -counts, pair_groups))
+    _, first = np.unique(pair_groups[order], return_index=True)
+    return pair_labels[order][first]
+
+
+def _check_enough_groups(
+    label_rows: Integers, groups: Integers, labels: list[str], wanted: list[tuple[int, float]], params: Split
+) -> None:
+    if not wanted:
+        return
+    pairs = np.unique(groups * len(labels) + label_rows)
+    counts = np.bincount(pairs % len(labels), minlength=len(labels))
+    for label, count in zip(labels, counts, strict=True):
+        if count <= len(wanted):
+            raise _too_few(label, int(count), "to share out", params)
+
+
+def check_every_part_has_every_label(parts: Integers, rows: Rows, labels: list[str], params: Split) -> None:
+    """Make sure that each label can be learned, chosen on and measured.
+
+    Raises:
+        UserError: a part lacks a label.
+    """
+    for part, name in enumerate(PARTS):
+        counts = np.bincount(rows.labels[parts == part], minlength=len(labels))
+        for index, label in enumerate(labels):
+            if counts[index] == 0:
+                groups = len(np.unique(rows.groups[rows.labels == index]))
+                raise _too_few(label, groups, f"and none of them is in {name}", params)
+
+
+def _too_few(label: str, groups: int, why: str, params: Split) -> UserError:
+    needed = _ceil(1 / min(params.validation_share, params.test_share))
+    return UserError(
+        f"split: label {label!r} has {groups:,} groups of equal texts (or of one value of ingest.columns.group) {why}; "
+        f"about {needed:,} are needed so that train, validation and test each have it. Add rows with this label, make "
+        "split.validation_share and split.test_share larger, or take the label out of task.labels or join it with "
+        "another one through aliases in ingest.columns.label."
+    )
+
+
+def write_parts(prompts: Path, folder: Path, parts: Integers) -> None:
+    """Write the rows of each part to folder/PART.parquet, in their order, with the prompt format in the footer."""
+    schema = pq.read_schema(prompts)
+    schema = pa.schema([schema.field(name) for name in COLUMNS])
+    metadata = {"prompt_format": table_metadata(prompts, "prompt_format")}
+    with ExitStack() as stack:
+        tables = [stack.enter_context(open_table(folder / f"{part}.parquet", schema, metadata)) for part in PARTS]
+        bar = stack.enter_context(progress(len(parts), "writing parts"))
+        start = 0
+        for batch in iter_batches(prompts, columns=COLUMNS):
+            here = parts[start : start + batch.num_rows]
+            for part, table in enumerate(tables):
+                table.add_batch(batch.filter(pa.array(here == part)))
+            start += batch.num_rows
+            bar.update(batch.num_rows)
+
+
+def split_report(parts: Integers, rows: Rows, labels: list[str]) -> dict[str, Any]:
+    """Counts for the report: rows, groups and rows of each label in every part, and rows dropped from each."""
+    report: dict[str, Any] = {"published": rows.published is not None}
+    for part, name in enumerate(PARTS):
+        inside = parts == part
+        counts = Counter(rows.labels[inside].tolist())
+        report[name] = {
+            "rows": int(inside.sum()),
+            "groups": len(np.unique(rows.groups[inside])),
+            "labels": {label: counts[index] for index, label in enumerate(labels)},
+        }
+    report["dropped"] = int((parts == DROPPED).sum())
+    return report
+
+
+def _summary(report: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    shown = []
+    for name in PARTS:
+        part = report[name]
+        shares = ", ".join(f"{label} {count / part['rows']:.1%}" for label, count in part["labels"].items())
+        shown.append(f"{name} {part['rows']:,} rows ({shares})")
+    dropped = f"; {report['dropped']:,} rows dropped for leakage" if report["dropped"] else ""
+    return "; ".join(shown) + dropped
+
+
+def _ceil(value: float) -> int:
+    # 0.07 * 100 is 7.000000000000001, and eight groups would be taken for seven.
+    return math.ceil(round(value, 9))
+
+
+def _ids(prompts: Path) -> pa.ChunkedArray:
+    return pq.read_table(prompts, columns=["id"])["id"]
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,273 @@
+"""The whole pipeline with real git, real dvc and a tiny real model: only what changed runs, and it can be reviewed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.tiny import save_base_model
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERYTHING = {
+    "code",
+    "base_model",
+    "ingest",
+    "format_prompts",
+    "split",
+    "finetune",
+    "infer",
+    "infer_base",
+    "baseline",
+    "evaluate",
+    "report",
+}
+# The report's files lie in Git, which turns DVC's run cache off for it: it may run again where others are restored.
+REPORT = {"report"}
+
+
+class Project:
+    """A clone-like copy of this repository with a data set and base model of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # No PATH to the environment: `.venv/bin/dvc repro` has to work without activating it.
+        self.environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(folder.parent),
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_GLOBAL_CONFIG_DIR": str(folder.parent / "dvc-global"),
+            "DVC_SYSTEM_CONFIG_DIR": str(folder.parent / "dvc-system"),
+            "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc-site"),
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "TQDM_DISABLE": "1",
+        }
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        result = subprocess.run(
+            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            check=False,
+        )  # fmt: skip
+        assert (result.returncode != 0) == fails, result.stdout
+        return result.stdout
+
+    def dvc(self, *arguments: str, fails: bool = False) -> str:
+        return self.run(str(Path(sys.executable).with_name("dvc")), *arguments, fails=fails)
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", "-c", "user.name=T", "-c", "user.email=t@example.org", *arguments)
+
+    def repro(self) -> set[str]:
+        """The stages whose commands ran."""
+        return set(re.findall(r"Running stage '(\w+)'", self.dvc("repro")))
+
+    def edit_params(self, key: str, value: Any) -> None:
+        yaml = YAML()
+        values = yaml.load(self.folder / "params.yaml")
+        *path, last = key.split(".")
+        block = values
+        for part in path:
+            block = block[part]
+        block[last] = value
+        yaml.dump(values, self.folder / "params.yaml")
+
+    def edit_file(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics/metrics.json").read_text(encoding="utf-8"))
+
+
+def write_reviews(path: Path) -> None:
+    """A CSV of 120 short reviews whose words give the label away."""
+    words = {
+        "good": ["fine", "great", "lovely"],
+        "bad": ["awful", "poor", "nasty"],
+        "so-so": ["okay", "plain", "usual"],
+    }
+    randomness = random.Random(0)
+    lines = ["number,review,opinion"]
+    for number in range(120):
+        opinion = list(words)[number % 3]
+        review = f"the {randomness.choice(words[opinion])} film of day {number} was {randomness.choice(words[opinion])}"
+        lines.append(f"{number},{review},{opinion}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The pipeline on reviews and a tiny base, run once and committed."""
+    folder = tmp_path_factory.mktemp("pipeline") / "repository"
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in tracked:
+        if name.split("/")[0] in ("stages", "preflight", "data", "dvc.yaml", ".dvcignore", ".gitignore", "recipes"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    save_base_model(folder.parent / "base")
+    write_reviews(folder / "data/raw/reviews.csv")
+    project = Project(folder)
+    shutil.copy(ROOT / "recipes/tweet-sentiment.yaml", folder / "params.yaml")
+    project.edit_params("base_model", {"source": "folder", "path": str(folder.parent / "base")})
+    # The four keys that a reader edits to bring their own data.
+    project.edit_params("task.labels", ["bad", "so-so", "good"])
+    project.edit_params("ingest.source", {"kind": "files", "paths": ["data/raw/reviews.csv"], "format": None})
+    columns = {"id": "number", "text": "review", "label": "opinion", "group": None, "split": None}
+    project.edit_params("ingest.columns", columns)
+    project.edit_params("format_prompts.template", "Review: {{ text }}\nOpinion:")
+    project.edit_params("finetune.max_steps", 6)
+    project.edit_params("finetune.evaluate_every_steps", 3)
+    project.git("init", "-q", "-b", "main")
+    project.dvc("init", "-q")
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
+    project.git("add", "-A")
+    project.git("commit", "-qm", "Start")
+    assert project.repro() == EVERYTHING
+    project.git("add", "-A")
+    project.git("commit", "-qm", "First run")
+    return project
+
+
+@pytest.fixture
+def changed(project: Project) -> Iterator[Project]:
+    """The project, put back to its last commit afterwards; DVC restores outputs from its cache."""
+    yield project
+    project.git("checkout", "-q", "--", ".")
+    assert project.repro() <= {"code", *REPORT}
+
+
+def test_nothing_changed_and_nothing_runs(project: Project) -> None:
+    assert project.repro() == set()
+    assert project.git("status", "--porcelain") == ""
+
+
+def test_row_count_in_is_row_count_out(project: Project) -> None:
+    import pandas as pd
+
+    for part in ("validation", "test"):
+        rows = pd.read_parquet(project.folder / f"data/splits/{part}.parquet")
+        for predictor in ("adapter", "base", "tfidf", "majority"):
+            predictions = pd.read_parquet(project.folder / f"data/predictions/{predictor}/{part}.parquet")
+            assert list(predictions["id"]) == list(rows["id"])
+            names = ["id", "label", "prediction", "probability.bad", "probability.so-so", "probability.good"]
+            assert list(predictions.columns) == names
+
+
+def test_the_adapter_folder_is_self_contained_and_loads_through_peft(project: Project) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    adapter = project.folder / "models/adapter"
+    names = {path.name for path in adapter.iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "prompt.json", "base.json"}
+    assert names >= {"provenance.json", "README.md", "training_log"}
+    base = AutoModelForCausalLM.from_pretrained(project.folder / "models/base")
+    model = PeftModel.from_pretrained(base, str(adapter))
+    assert any("lora_B" in name and bool(weight.any()) for name, weight in model.named_parameters())
+    assert AutoTokenizer.from_pretrained(adapter).eos_token == "<|im_end|>"
+    assert str(project.folder) not in "".join(
+        path.read_text(encoding="utf-8") for path in adapter.glob("*.json") if path.name != "base.json"
+    )
+
+
+def test_a_changed_metric_parameter_runs_evaluate_alone(changed: Project) -> None:
+    changed.edit_params("evaluate.bootstrap_samples", 500)
+    assert changed.repro() == {"evaluate"} | REPORT
+
+
+def test_a_changed_inference_method_runs_from_the_two_inference_stages(changed: Project) -> None:
+    changed.edit_params("infer", {"method": "generate", "max_new_tokens": 4})
+    assert changed.repro() == {"infer", "infer_base", "evaluate"} | REPORT
+    assert 0 <= changed.metrics()["base"]["invalid_rate"] <= 1
+
+
+def test_a_changed_learning_rate_trains_but_leaves_base_and_baseline_alone(changed: Project) -> None:
+    changed.edit_params("finetune.learning_rate", 0.002)
+    assert changed.repro() == {"finetune", "infer", "evaluate"} | REPORT
+
+
+def test_a_new_template_runs_everything_but_base_model_and_ingest(changed: Project) -> None:
+    changed.edit_params("format_prompts.template", "Read: {{ text }}\nIt is:")
+    assert changed.repro() == EVERYTHING - {"code", "base_model", "ingest"}
+
+
+def test_one_changed_cell_runs_everything_from_ingest(changed: Project) -> None:
+    changed.edit_file("data/raw/reviews.csv", "film of day 7 ", "book of day 7 ")
+    assert changed.repro() == EVERYTHING - {"code", "base_model"}
+
+
+def test_a_comment_in_shared_code_runs_cheap_stages_only(changed: Project) -> None:
+    changed.edit_file("stages/common/tables.py", "import json\n", "import json  # a comment\n")
+    ran = changed.repro()
+    assert ran == {"code", "base_model", "ingest", "format_prompts", "split", "baseline", "evaluate", *REPORT}
+
+
+def test_a_real_edit_of_a_helper_of_training_runs_training_and_what_reads_the_adapter(changed: Project) -> None:
+    changed.edit_file("stages/common/training/answer_loss.py", "IGNORED = -100", "SPARE = 1\nIGNORED = -100")
+    # The loss stays what it was, so the predictions do, and nothing behind them runs.
+    assert changed.repro() == {"code", "finetune", "infer"}
+
+
+def test_a_real_edit_of_scoring_runs_both_inference_stages_and_no_training(changed: Project) -> None:
+    changed.edit_file("stages/common/scoring/label_scores.py", "\nimport ", "\nSPARE = 1\nimport ")
+    assert changed.repro() == {"code", "infer", "infer_base"}
+
+
+def test_a_broken_input_fails_readably_and_the_last_outputs_can_be_restored(changed: Project) -> None:
+    before = changed.metrics()
+    changed.edit_file("data/raw/reviews.csv", ",bad\n", ",dreadful\n")
+    output = changed.dvc("repro", fails=True)
+    assert "dreadful" in output
+    assert "Traceback" not in output
+    changed.git("checkout", "-q", "--", ".")
+    changed.dvc("checkout")
+    assert changed.metrics() == before
+    assert (changed.folder / "models/adapter/adapter_model.safetensors").is_file()
+
+
+def test_a_clone_that_pulled_nothing_shows_what_a_commit_changed(project: Project, tmp_path: Path) -> None:
+    project.edit_params("finetune.learning_rate", 0.003)
+    project.repro()
+    project.git("commit", "-qam", "Raise the learning rate")
+    clone = Project(tmp_path / "clone")
+    clone.folder.mkdir()
+    clone.git("clone", "-q", str(project.folder), ".")
+    metrics = json.loads(clone.dvc("metrics", "diff", "HEAD~1", "HEAD", "--json"))
+    assert "adapter.log_loss" in metrics["metrics/metrics.json"]
+    params = json.loads(clone.dvc("params", "diff", "HEAD~1", "HEAD", "--json"))
+    assert params == {
+        "params.yaml": {"finetune.learning_rate": {"diff": pytest.approx(0.002), "new": 0.003, "old": 0.001}}
+    }
+    clone.dvc("plots", "diff", "HEAD~1", "HEAD", "-o", "plots")
+    page = (clone.folder / "plots/index.html").read_text(encoding="utf-8")
+    for plot in ("Confusion matrix", "Training and validation loss"):
+        assert plot in page
+    assert not (clone.folder / "models/adapter").exists()
+
+
+def test_a_parameter_put_back_restores_the_old_adapter_without_training(project: Project) -> None:
+    adapter = project.folder / "models/adapter/adapter_model.safetensors"
+    now = adapter.read_bytes()
+    project.edit_params("finetune.learning_rate", 0.001)
+    assert project.repro() <= REPORT
+    assert adapter.read_bytes() != now
+    project.git("checkout", "-q", "--", ".")
+    assert project.repro() <= REPORT
+    assert adapter.read_bytes() == now
+    assert os.listdir(project.folder / ".dvc/checkpoints")  # noqa: PTH208
