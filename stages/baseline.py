@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -15,7 +14,7 @@ from stages.common.errors import UserError, run_stage
 from stages.common.params import load_params
 from stages.common.predictions import write_predictions
 from stages.common.progress import progress
-from stages.common.tables import iter_batches
+from stages.common.tables import iter_batches, read_table, row_count
 
 SPLITS = Path("data/splits")
 PREDICTIONS = Path("data/predictions")
@@ -68,7 +67,7 @@ def read_labels(path: Path) -> list[str]:
     Raises:
         UserError: there are fewer than two different ones.
     """
-    labels = pq.read_table(path, columns=["label"])["label"].to_pylist()
+    labels = read_table(path, ["label"])["label"].to_pylist()
     if len(set(labels)) < 2:
         raise UserError(
             f"{path}: {len(labels):,} rows with the labels {sorted(set(labels))}: nothing to tell apart. Two different "
@@ -79,7 +78,7 @@ def read_labels(path: Path) -> list[str]:
 
 def iter_texts(path: Path, what: str) -> Iterator[str]:
     """The texts of a split, one by one, with progress."""
-    with progress(pq.read_metadata(path).num_rows, what) as bar:
+    with progress(row_count(path), what) as bar:
         for batch in iter_batches(path, ["text"]):
             yield from batch["text"].to_pylist()
             bar.update(batch.num_rows)
@@ -87,7 +86,7 @@ def iter_texts(path: Path, what: str) -> Iterator[str]:
 
 def predict_part(part: str, model: Pipeline, shares: np.ndarray, label_names: list[str]) -> None:
     """Write both baselines' predictions for a part; of equally likely labels the first is predicted."""
-    table = pq.read_table(SPLITS / f"{part}.parquet", columns=["id", "label"])
+    table = read_table(SPLITS / f"{part}.parquet", ["id", "label"])
     ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
     texts = iter_texts(SPLITS / f"{part}.parquet", f"predicting {part}")
     answers = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from stages.common.errors import UserError, run_stage
 from stages.common.measuring.answers import Answers, decide, decision_rule, encode, positive_code, read_answers, remedy
@@ -23,7 +22,7 @@ from stages.common.measuring.metrics import (
 from stages.common.measuring.ranking import ranking_scores
 from stages.common.params import Evaluate, Task, load_params
 from stages.common.progress import progress
-from stages.common.tables import read_json, write_json
+from stages.common.tables import read_json, read_table, write_json
 
 PREDICTORS = ("adapter", "base", "tfidf", "majority")
 SPLITS = Path("data/splits")
@@ -86,7 +85,7 @@ def read_part(part: str, labels: list[str]) -> dict[str, Answers]:
         UserError: the split has no rows or other labels, or a file's ids or labels are not the split's.
     """
     split_path = SPLITS / f"{part}.parquet"
-    table = pq.read_table(split_path, columns=["id", "label"])
+    table = read_table(split_path, ["id", "label"])
     ids, actual = table["id"].to_pylist(), encode(split_path, table["label"].to_pylist(), labels)
     if not ids:
         raise UserError(f"{split_path}: has no rows to evaluate. Raise split.{part}_share, then run `dvc repro`.")

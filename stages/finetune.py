@@ -124,10 +124,10 @@ def main() -> None:
     params = load_params("finetune", "task")
     values = params.model_dump()
     key = fingerprint([*PARTS.values(), BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions()})
+    budget = max(table_metadata(path, "prompt_format")["max_length_tokens"] for path in PARTS.values())
     started = time.monotonic()
     with locked_run(checkpoint_root(), key) as run:
         rows = read_rows(run / "datasets")
-        budget = table_metadata(PARTS["train"], "prompt_format")["max_length_tokens"]
         trainer = train(params.finetune, budget, run, rows)
         summary = summarise(trainer, params.finetune, len(rows["train"]))
         save_adapter(trainer, describe_origin(values, rows), summary, run)

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.common.errors import UserError, run_stage
 from stages.common.params import load_params
 from stages.common.progress import progress
 from stages.common.prompting.prompts import PromptFormat, build_format, encode_prompts
 from stages.common.prompting.tokenizer import PromptTokenizer, load_prompt_tokenizer
-from stages.common.tables import iter_batches, open_table, write_json
+from stages.common.tables import iter_batches, open_table, read_table, row_count, write_json
 
 RECORDS = Path("data/records.parquet")
 EXEMPLARS = Path("data/exemplars.parquet")
@@ -41,7 +40,7 @@ def main() -> None:
     """Format data/records.parquet."""
     params = load_params("task", "format_prompts")
     tokenizer = load_prompt_tokenizer(TOKENIZER)
-    exemplars = pq.read_table(EXEMPLARS, columns=["text", "label"]).to_pylist()
+    exemplars = read_table(EXEMPLARS, ["text", "label"]).to_pylist()
     prompt_format = build_format(
         **params.format_prompts.model_dump(),
         labels=params.task.labels,
@@ -74,7 +73,7 @@ def format_table(
     lengths = array("i")
     shortened = 0
     shortened_ids: list[str] = []
-    rows = pq.read_metadata(records).num_rows
+    rows = row_count(records)
     if rows == 0:
         raise UserError(f"{records}: holds no rows. Look into data/raw/ and ingest.columns, then run `dvc repro`.")
     metadata = {"prompt_format": prompt_format.to_json()}

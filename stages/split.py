@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
 
 from stages.common.errors import UserError, run_stage
@@ -27,7 +26,15 @@ from stages.common.leakage import (
 )
 from stages.common.params import Split, load_params
 from stages.common.progress import progress
-from stages.common.tables import iter_batches, open_table, table_metadata, write_json
+from stages.common.tables import (
+    iter_batches,
+    open_parquet,
+    open_table,
+    read_table,
+    row_count,
+    table_metadata,
+    write_json,
+)
 from stages.common.text_keys import group_key
 
 PROMPTS = Path("data/prompts.parquet")
@@ -61,7 +68,7 @@ def read_rows(prompts: Path, labels: list[str]) -> Rows:
     Raises:
         UserError: some rows have a published split and others do not.
     """
-    total = pq.read_metadata(prompts).num_rows
+    total = row_count(prompts)
     label_index = {label: index for index, label in enumerate(labels)}
     part_index = {part: index for index, part in enumerate(PARTS)} | {None: DROPPED}
     columns: tuple[list[Any], ...] = ([], [], [], [])
@@ -187,8 +194,8 @@ def _too_few(label: str, groups: int, why: str, params: Split) -> UserError:
 
 def write_parts(prompts: Path, folder: Path, parts: Integers) -> None:
     """Write the rows of each part to folder/PART.parquet, in their order, with the prompt format in the footer."""
-    schema = pq.read_schema(prompts)
-    schema = pa.schema([schema.field(name) for name in COLUMNS])
+    with open_parquet(prompts) as table:
+        schema = pa.schema([table.schema_arrow.field(name) for name in COLUMNS])
     metadata = {"prompt_format": table_metadata(prompts, "prompt_format")}
     with ExitStack() as stack:
         tables = [stack.enter_context(open_table(folder / f"{part}.parquet", schema, metadata)) for part in PARTS]
@@ -234,7 +241,7 @@ def _ceil(value: float) -> int:
 
 
 def _ids(prompts: Path) -> pa.ChunkedArray:
-    return pq.read_table(prompts, columns=["id"])["id"]
+    return read_table(prompts, ["id"])["id"]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """huggingface_hub is real, in a process of its own as its endpoint is read at import; the Hub is a server made here."""
 
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.hub_server import COMMIT, TOKEN, endpoint_of, serve
+
 FILES = {"data/train.csv": b"id,text,label\n1,good,positive\n", "data/test.csv": b"x", "README.md": b"# card"}
-TOKEN = "hf_secretsecretsecret"
 
 DOWNLOAD = """
 import sys
@@ -29,55 +26,10 @@ run_stage(main)
 """
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The routes of the Hub that huggingface_hub asks for a data set; errors as in its `hf_raise_for_status`."""
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        path = self.path.split("?")[0]
-        if "/gated/" in path and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.send(403, b"", {"X-Error-Code": "GatedRepo"})
-        elif "/missing/" in path:
-            self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif path.endswith("/revision/main"):
-            self.send(200, json.dumps({"id": "some/set", "sha": COMMIT}).encode(), {})
-        elif "/revision/" in path or "/tree/" + "f" * 40 in path:
-            self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        elif "/tree/" in path:
-            tree = [{"type": "file", "path": p, "size": len(c), "oid": f"{len(c):040x}"} for p, c in FILES.items()]
-            self.send(200, json.dumps(tree).encode(), {})
-        else:
-            content = FILES[path.split(f"/resolve/{COMMIT}/")[1]]
-            self.send(200, content, {"ETag": f'"{len(content):040x}"', "X-Repo-Commit": COMMIT})
-
-    def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in (
-            {"Content-Length": str(len(content)), "Content-Type": "application/json"} | headers
-        ).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet."""
-
-
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve(FILES) as hub:
+        yield endpoint_of(hub)
 
 
 def download(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,3 +70,50 @@ def save_base_model(folder: Path, seed: int = 0) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     save_tokenizer(folder)
+
+
+def save_gguf(path: Path, base: Path) -> None:
+    """The base model in `base` as one GGUF file, as llama.cpp writes it: matrices in Q8_0, the rest in F32."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    tokenizer = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    writer.add_token_list(vocabulary)
+    kinds = [gguf.TokenType.CONTROL if token in CONTROL_TOKENS else gguf.TokenType.NORMAL for token in vocabulary]
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_chat_template(CHAT_TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, weights in sorted(load_file(base / "model.safetensors").items()):
+        for part, heads in (("q_proj", config["num_attention_heads"]), ("k_proj", config["num_key_value_heads"])):
+            if part in name:
+                # llama.cpp interleaves the halves that rotary embeddings turn.
+                halves = weights.reshape(heads, 2, -1, weights.shape[1])
+                weights = halves.swapaxes(1, 2).reshape(weights.shape)
+        kind = gguf.GGMLQuantizationType.Q8_0 if weights.ndim == 2 else gguf.GGMLQuantizationType.F32
+        found = names.get_name(name, try_suffixes=(".weight",))
+        assert found is not None, name
+        writer.add_tensor(found, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

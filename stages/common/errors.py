@@ -13,8 +13,13 @@ _REMEDIES = {
     errno.EACCES: "permission denied: make the file or its folder readable and writable for you",
     errno.EPERM: "not permitted: make the file or its folder writable for you",
     errno.EROFS: "the file system is read-only: work in a folder that you can write to",
+    errno.EEXIST: "a file lies where a folder has to be: move it away",
+    errno.ENOTDIR: "a file lies where a folder has to be: move it away",
+    errno.EISDIR: "a folder lies where a file has to be: move it away",
     errno.ENOENT: "no such file: `dvc repro` makes the pipeline's own files, `dvc checkout` restores committed ones",
 }
+# A full disk in the words of safetensors and tokenizers (Rust), and of torch.save, which counts the bytes written.
+_FULL_DISK = ("(os error 28)", "unexpected pos ")
 
 
 class UserError(Exception):
@@ -41,8 +46,14 @@ def run_stage(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        # pyarrow's errors have no file name, but their text does.
-        _fail(f"{error.filename or error}: {_REMEDIES[error.errno]}")
+        # Of a move the target says more. pyarrow's errors have no file name, but their text does.
+        _fail(f"{error.filename2 or error.filename or error}: {_REMEDIES[error.errno]}")
+    except Exception as error:
+        if any(words in str(error) for words in _FULL_DISK):
+            _fail(f"{_REMEDIES[errno.ENOSPC]} ({error})")
+        if "CUDA out of memory" in str(error):
+            _fail(f"the GPU is out of memory: end other programs on it, or use a smaller base model ({error})")
+        raise
 
 
 def _fail(message: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from stages.common.base import ensure_base
-from stages.common.errors import UserError
+from stages.common.errors import UserError, listing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,7 +39,8 @@ def load_base() -> PreTrainedModel:
         A causal language model in evaluation mode on this machine's device.
 
     Raises:
-        UserError: the base cannot be fetched, differs from its pin, or has no architecture that transformers knows.
+        UserError: the base cannot be fetched, differs from its pin, lacks weights, or has no architecture that
+            transformers knows.
     """
     folder = ensure_base()
     device = machine_device()
@@ -51,7 +53,7 @@ def load_base() -> PreTrainedModel:
     )
     try:
         # A relative path: it is written into the adapter's configuration.
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             quantization_config=quantization,
             dtype=dtype,
@@ -59,17 +61,42 @@ def load_base() -> PreTrainedModel:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except ValueError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: transformers cannot load this base model: {error}") from error
+    model, report = loaded
+    if report["missing_keys"]:
+        # transformers would go on with random numbers there.
+        raise UserError(
+            f"{folder}: its safetensors lack the weights {listing(sorted(report['missing_keys']))}. Choose another "
+            "revision or base model, or save this one again."
+        )
     return model.eval()
 
 
 def load_model(adapter: Path | None) -> PreTrainedModel | PeftModel:
-    """The base model, with the adapter in the folder `adapter` on top unless that is None."""
-    model = load_base()
+    """The base model, with the adapter in the folder `adapter` on top unless that is None.
+
+    Raises:
+        UserError: there is no adapter, it is damaged or of another base, or the base cannot be had; see `load_base`.
+    """
     if adapter is None:
-        return model
+        return load_base()
+    # PEFT would look for it on the Hub.
+    if not (adapter / "adapter_config.json").is_file():
+        raise UserError(f"{adapter}: holds no adapter. Run `dvc repro finetune`, or `dvc pull {adapter}`.")
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(adapter)).eval()
+    base = load_base()
+    try:
+        return PeftModel.from_pretrained(base, str(adapter)).eval()
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{adapter}: does not fit the base model, or is damaged ({str(error)[:300]}). Restore it with `dvc "
+            "checkout` or `dvc pull`, or run `dvc repro finetune`."
+        ) from error

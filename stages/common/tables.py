@@ -93,13 +93,43 @@ def open_table(path: str | Path, schema: pa.Schema, metadata: dict[str, Any] | N
         writer.close()
 
 
+@contextmanager
+def open_parquet(path: str | Path) -> Iterator[pq.ParquetFile]:
+    """One of the pipeline's own tables, to read from.
+
+    Raises:
+        UserError: the file is damaged, cut short or no Parquet.
+    """
+    # Arrow's errors for files that are absent or no files have neither a name nor always a number; Python's do.
+    Path(path).open("rb").close()
+    try:
+        with pq.ParquetFile(path) as table:
+            yield table
+    except pa.ArrowInvalid as error:
+        problem = str(error).splitlines()[0][:200]
+        raise UserError(f"{path}: is damaged or no Parquet file ({problem}). Run `dvc repro` to make it.") from None
+
+
+def read_table(path: str | Path, columns: list[str]) -> pa.Table:
+    """Some columns of a whole table."""
+    with open_parquet(path) as table:
+        return table.read(columns)
+
+
+def row_count(path: str | Path) -> int:
+    """How many rows a table has, from its footer."""
+    with open_parquet(path) as table:
+        return table.metadata.num_rows
+
+
 def table_metadata(path: str | Path, key: str) -> Any:
     """The JSON value that `open_table` stored under `key`.
 
     Raises:
         UserError: the file holds none, so it was not written by this pipeline.
     """
-    metadata = pq.read_schema(path).metadata or {}
+    with open_parquet(path) as table:
+        metadata = table.schema_arrow.metadata or {}
     if key.encode() not in metadata:
         raise UserError(f"{path}: holds no {key!r}: it was not written by this pipeline. Run `dvc repro` to make it.")
     return json.loads(metadata[key.encode()])
@@ -107,7 +137,7 @@ def table_metadata(path: str | Path, key: str) -> Any:
 
 def iter_batches(path: str | Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The table in batches of at most `ROWS_PER_GROUP` rows, so that any table fits in memory."""
-    with pq.ParquetFile(path) as table:
+    with open_parquet(path) as table:
         yield from table.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns)
 
 
@@ -122,8 +152,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The value in a JSON file.
+
+    Raises:
+        UserError: the file is damaged, cut short or no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON in UTF-8 ({error}). Restore it, or run `dvc repro`.") from None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.common.errors import UserError
 from stages.common.labels import INVALID
@@ -17,6 +16,7 @@ from stages.common.measuring.metrics import confusion_matrix, per_label_scores
 from stages.common.measuring.ranking import choose_threshold
 from stages.common.params import Evaluate, Task
 from stages.common.predictions import probability_column
+from stages.common.tables import open_parquet
 
 # A row of probabilities may miss 1 by rounding, never by more.
 SUM_TOLERANCE = 1e-6
@@ -49,7 +49,8 @@ def read_answers(path: Path, labels: Sequence[str]) -> Answers:
         UserError: the file is for other labels, or a row's probabilities are not finite, not within 0 and 1, or do
             not sum to 1 within 1e-6.
     """
-    table = pq.read_table(path)
+    with open_parquet(path) as file:
+        table = file.read()
     expected = ["id", "label", "prediction", *map(probability_column, labels)]
     if table.column_names != expected:
         raise UserError(

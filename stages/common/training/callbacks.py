@@ -53,7 +53,8 @@ class DVCLiveLog(TrainerCallback):
         self._log(logs or {}, state.global_step)
 
     def _log(self, entry: dict[str, float], step: int) -> None:
-        values = {LOGGED[name]: value for name, value in entry.items() if name in LOGGED and math.isfinite(value)}
+        # In LOGGED's order: a checkpoint returns its entries sorted, and DVCLive's summary keeps the order it is given.
+        values = {LOGGED[name]: entry[name] for name in LOGGED if math.isfinite(entry.get(name, math.nan))}
         if values:
             self._live.step = step
             for name, value in values.items():
@@ -65,7 +66,7 @@ class Watch(TrainerCallback):
     """Stops at a loss that is no number, and saves a checkpoint when the last one is some minutes old."""
 
     def __init__(self) -> None:
-        self._seconds_between = 60 * float(os.environ.get("CHECKPOINT_EVERY_MINUTES", "10"))
+        self._seconds_between = 60 * _minutes_between_checkpoints()
         self._saved_at = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -92,6 +93,14 @@ class Watch(TrainerCallback):
                     f"the {name} became {logs[name] if logs else None} by step {state.global_step}: training diverged. "
                     "Lower finetune.learning_rate, or raise finetune.warmup_steps."
                 )
+
+
+def _minutes_between_checkpoints() -> float:
+    minutes = os.environ.get("CHECKPOINT_EVERY_MINUTES", "10")
+    try:
+        return float(minutes)
+    except ValueError:
+        raise UserError(f"CHECKPOINT_EVERY_MINUTES={minutes} in the environment must be a number, as 10") from None
 
 
 def trackers() -> list[str]:

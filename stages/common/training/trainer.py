@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, EarlyStoppingCallback, set_seed
+from transformers import AutoTokenizer, EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig
 
 from stages.common.base import TOKENIZER_FOLDER
@@ -119,11 +119,19 @@ def trainer_config(params: Finetune, micro: MicroBatch, folder: Path, device: to
     )
 
 
+def _load_tokenizer() -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(str(TOKENIZER_FOLDER), local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{TOKENIZER_FOLDER}: is not complete ({problem}). Run `dvc repro base_model`.") from error
+
+
 def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[str, Dataset]) -> AnswerLossTrainer:
     """A trainer with a freshly loaded base and a freshly initialised adapter."""
     device = machine_device()
     set_seed(params.seed)  # before the adapter is initialised: otherwise each run is another model
-    tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER_FOLDER), local_files_only=True, trust_remote_code=False)
+    tokenizer = _load_tokenizer()
     callbacks = [DVCLiveLog(folder / LOG_FOLDER), Watch()]
     if params.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
@@ -139,7 +147,7 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
             callbacks=callbacks,
         )
     except ValueError as error:
-        if "target modules" not in str(error).lower():
+        if "target module" not in str(error).lower():
             raise
         raise UserError(f"finetune.lora.target_modules: {error}") from error
     for parameter in trainer.adapter.parameters():

@@ -1,0 +1,258 @@
+"""Real training of the tiny base on the CPU: what it resumes, keeps, logs and leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.common.model import load_model
+from stages.common.training.answer_loss import AnswerLossTrainer
+from tests.workplace import ROOT, Workplace, make_workplace
+
+STAGE = "stages.finetune"
+ADAPTER = Path("models/adapter")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The order in which threads add up is what could make two runs differ here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A project up to its splits."""
+    place = make_workplace(tmp_path_factory.mktemp("finetune") / "project")
+    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
+        assert place.main(stage) == 0
+    return place
+
+
+def copy_of(place: Workplace, folder: Path, **finetune: Any) -> Workplace:
+    """The same project elsewhere, with other values in its finetune block."""
+    shutil.copytree(place.folder, folder, symlinks=True)
+    copy = Workplace(folder)
+    for name, value in finetune.items():
+        copy.set(f"finetune.{name}", value)
+    return copy
+
+
+def lora(**changes: Any) -> dict[str, Any]:
+    plain = {"r": 4, "alpha": 8, "dropout": 0, "target_modules": "all-linear", "use_rslora": False, "use_dora": False}
+    return plain | changes
+
+
+@pytest.fixture(scope="module")
+def plain(prepared: Workplace) -> Workplace:
+    """Trained for 6 steps, all 16 rows of a step at once, with TensorBoard's log asked for."""
+    place = copy_of(prepared, prepared.folder.with_name("plain"), lora=lora())
+    assert place.main(STAGE, TENSORBOARD_LOGGING_DIR=str(place.folder / "tensorboard")) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def stopped(prepared: Workplace) -> Workplace:
+    """Trained at a rate at which the validation loss soon grows, with early stopping."""
+    place = copy_of(
+        prepared, prepared.folder.with_name("stopped"), lora=lora(), learning_rate=0.9, lr_scheduler="constant",
+        max_gradient_norm=100.0, max_steps=40, evaluate_every_steps=2, early_stopping_patience=2,
+    )  # fmt: skip
+    # Validation's 12 rows are then a batch of 8 and one of 4.
+    assert place.main(STAGE, MICRO_BATCH_SIZE="8") == 0
+    return place
+
+
+def files(place: Workplace) -> dict[str, bytes]:
+    """Every file of the adapter."""
+    folder = place.folder / ADAPTER
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def losses(place: Workplace, name: str) -> dict[int, float]:
+    """A loss that the training log has, by step."""
+    path = place.folder / ADAPTER / f"training_log/plots/metrics/{name}.tsv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file, delimiter="\t")}
+
+
+def summary(place: Workplace) -> dict[str, Any]:
+    return json.loads((place.folder / ADAPTER / "training_log/summary.json").read_text(encoding="utf-8"))
+
+
+def weights(place: Workplace) -> dict[str, torch.Tensor]:
+    return load_file(place.folder / ADAPTER / "adapter_model.safetensors")
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_is_held_against_others_and_continues_to_the_very_same_adapter(
+    prepared: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Dropout, so that the random state has to be restored too.
+    settings = {"lora": lora(dropout=0.2), "max_steps": 60, "evaluate_every_steps": 5}
+    whole = copy_of(prepared, tmp_path / "whole", **settings)
+    killed = copy_of(prepared, tmp_path / "killed", **settings)
+    with subprocess.Popen(
+        [sys.executable, "-m", STAGE], cwd=killed.folder, env=killed.environment(), stdout=subprocess.DEVNULL
+    ) as process:
+        while not list((killed.folder / "checkpoints").glob("*/checkpoint-5/trainer_state.json")):
+            assert process.poll() is None, "it ended before its first checkpoint"
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGSTOP)
+        assert killed.main(STAGE) == 1
+        assert "another process is training this very run" in capfd.readouterr().err
+        process.kill()
+    assert not (killed.folder / ADAPTER).exists()
+
+    # Python orders sets by this seed, differently in each process.
+    resumed = killed.run(STAGE, PYTHONHASHSEED="1")
+    assert resumed.returncode == 0, resumed.stderr
+    start = re.search(r"16 rows x 1 a step, from checkpoint-(\d+)", resumed.stdout)
+    assert start is not None, resumed.stdout
+    assert 5 <= int(start[1]) < 60
+    assert whole.main(STAGE) == 0
+    assert files(killed) == files(whole)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_advice_and_leaves_no_adapter(
+    prepared: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = copy_of(prepared, tmp_path / "project")
+    broken = load_file(place.folder / "base/model.safetensors")
+    broken["model.norm.weight"][0] = float("nan")
+    save_file(broken, place.folder / "base/model.safetensors", {"format": "pt"})
+    assert place.main("stages.base_model") == 0
+    assert place.main(STAGE) == 1
+    message = capfd.readouterr().err
+    assert "the loss became nan by step 1: training diverged. Lower finetune.learning_rate" in message
+    assert not (place.folder / ADAPTER).exists()
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_in_several_micro_batches_has_the_same_losses(
+    prepared: Workplace, plain: Workplace, tmp_path: Path
+) -> None:
+    place = copy_of(prepared, tmp_path / "project", lora=lora())
+    assert place.main(STAGE, MICRO_BATCH_SIZE="4") == 0
+    for name in ("train/loss", "eval/loss"):
+        assert losses(place, name).keys() == losses(plain, name).keys()
+        assert list(losses(place, name).values()) == pytest.approx(list(losses(plain, name).values()), abs=1e-3)
+    for name, expected in weights(plain).items():
+        assert torch.allclose(weights(place)[name], expected, atol=1e-3), name
+
+
+def test_running_out_of_memory_halves_the_micro_batch(
+    prepared: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = copy_of(prepared, tmp_path / "small", lora=lora())
+    assert small.main(STAGE, MICRO_BATCH_SIZE="4") == 0
+    compute_loss = AnswerLossTrainer.compute_loss
+
+    def limited(self: AnswerLossTrainer, model: Any, inputs: dict[str, torch.Tensor], *more: Any, **named: Any) -> Any:
+        if len(inputs["input_ids"]) > 4:
+            raise torch.OutOfMemoryError
+        return compute_loss(self, model, inputs, *more, **named)
+
+    monkeypatch.setattr(AnswerLossTrainer, "compute_loss", limited)
+    place = copy_of(prepared, tmp_path / "project", lora=lora())
+    capfd.readouterr()
+    assert place.main(STAGE) == 0
+    tried = re.findall(r"finetune: (\d+) rows x (\d+) a step, from the start", capfd.readouterr().out)
+    assert tried == [("16", "1"), ("8", "2"), ("4", "4")]
+    assert files(place) == files(small)
+
+
+# --- the best checkpoint ----------------------------------------------------------------------------------------------
+
+
+def test_training_stops_when_the_validation_loss_has_not_improved_for_so_many_evaluations(stopped: Workplace) -> None:
+    found = losses(stopped, "eval/loss")
+    best = min(found, key=lambda step: found[step])
+    assert summary(stopped)["steps"] == max(found) == best + 2 * 2 < 40
+
+
+def test_the_adapter_of_the_best_evaluation_is_kept_and_its_loss_is_the_mean_over_all_answer_tokens(
+    stopped: Workplace,
+) -> None:
+    found = losses(stopped, "eval/loss")
+    assert summary(stopped)["best_validation_loss"] == pytest.approx(min(found.values()))
+    assert found[summary(stopped)["best_step"]] == min(found.values()) < found[max(found)]
+    rows = pq.read_table(stopped.folder / "data/splits/validation.parquet").to_pylist()
+    with stopped.entered():
+        model = load_model(ADAPTER)
+    total, tokens = 0.0, 0
+    for row in rows:
+        ids, start = torch.tensor([row["prompt_ids"] + row["completion_ids"]]), len(row["prompt_ids"])
+        with torch.inference_mode():
+            scores = model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
+        total -= float(scores.gather(1, ids[0, start:, None]).sum())
+        tokens += len(row["completion_ids"])
+    # Answers differ in length here, so a mean of the rows' means, or of the batches', would be another number.
+    assert len({len(row["completion_ids"]) for row in rows}) > 1
+    assert total / tokens == pytest.approx(summary(stopped)["best_validation_loss"], rel=1e-4)
+
+
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+
+def test_the_environment_turns_tensorboard_on(plain: Workplace, stopped: Workplace) -> None:
+    assert list((plain.folder / "tensorboard").rglob("events.out.tfevents.*"))
+    assert not list(stopped.folder.rglob("events.out.tfevents.*"))
+
+
+def test_the_adapter_is_complete_and_says_neither_where_nor_when_it_was_made(plain: Workplace) -> None:
+    found = files(plain)
+    assert found.keys() >= {
+        "adapter_config.json", "adapter_model.safetensors", "base.json", "prompt.json", "provenance.json", "README.md",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "training_log/summary.json",
+    }  # fmt: skip
+    assert not [name for name in found if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl")]
+    places = [str(plain.folder.parent), str(ROOT), str(Path.home())]
+    for name, content in found.items():
+        text = content.decode("utf-8", "replace")
+        assert not [place for place in places if len(place) > 1 and place in text], name
+        assert not re.search(r"20\d\d-[01]\d-[0-3]\d|[0-2]\d:[0-5]\d:[0-5]\d", text), name
+
+
+def test_lora_weights_are_float32_while_they_are_trained_and_when_they_are_saved(plain: Workplace) -> None:
+    # Reading the best checkpoint back makes the saved weights float32 anyway, so they alone would show nothing.
+    (checkpoint,) = (plain.folder / "checkpoints").glob("*/checkpoint-6/adapter_model.safetensors")
+    for found in (load_file(checkpoint), weights(plain)):
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    modules = {re.sub(r".*\.(\w+_proj)\..*", r"\1", name) for name in weights(plain)}
+    assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("variant", ["use_dora", "use_rslora"])
+def test_variants_of_lora_are_trained_and_loaded(
+    prepared: Workplace, plain: Workplace, tmp_path: Path, variant: str
+) -> None:
+    place = copy_of(prepared, tmp_path / "project", lora=lora(**{variant: True}))
+    assert place.main(STAGE) == 0
+    configuration = json.loads((place.folder / ADAPTER / "adapter_config.json").read_text(encoding="utf-8"))
+    assert configuration[variant] is True
+    assert any("lora_magnitude_vector" in name for name in weights(place)) == (variant == "use_dora")
+    assert losses(place, "eval/loss") != losses(plain, "eval/loss")
+    with place.entered():
+        load_model(ADAPTER)
