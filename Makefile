@@ -5,11 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := repro
-.PHONY: repro test lint
+.PHONY: repro test lint setup
 
 repro: $(VENV)/.installed
 	@$(BIN)/dvc repro
 	@sed '/^## /,$$d' metrics/report.md
+
+setup: $(VENV)/.installed
 
 test: lint
 	@$(BIN)/python -m pytest

@@ -18,7 +18,14 @@ from stages.common.params import Finetune, load_params
 from stages.common.tables import read_json, table_metadata, write_json
 from stages.common.training.adapter_folder import hardware, library_versions, write_companions
 from stages.common.training.answer_loss import AnswerLossTrainer
-from stages.common.training.checkpoints import checkpoint_root, fingerprint, last_checkpoint, locked_run, mark_finished
+from stages.common.training.checkpoints import (
+    FINISHED,
+    checkpoint_root,
+    fingerprint,
+    keep_adapter_alone,
+    last_checkpoint,
+    locked_run,
+)
 from stages.common.training.trainer import LOG_FOLDER, make_trainer, micro_batches
 
 PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
@@ -39,9 +46,14 @@ def train(params: Finetune, max_length_tokens: int, folder: Path, rows: dict[str
         A trainer whose model is the one with the best loss on validation.
 
     Raises:
-        UserError: even one row at a time does not fit, or the loss is no number.
+        UserError: several GPUs are visible, even one row at a time does not fit, or the loss is no number.
     """
     device = machine_device()
+    if torch.cuda.device_count() > 1:
+        raise UserError(
+            f"{torch.cuda.device_count()} GPUs are visible, and training uses one. Choose it in the environment, for "
+            "example `CUDA_VISIBLE_DEVICES=0 dvc repro`."
+        )
     for micro in micro_batches(params.global_batch_size, max_length_tokens, device.type):
         checkpoint = last_checkpoint(folder)
         start = f"from {checkpoint.name}" if checkpoint else "from the start"
@@ -108,15 +120,15 @@ def describe_origin(params: dict[str, Any], rows: dict[str, Dataset]) -> dict[st
 
 
 def save_adapter(trainer: AnswerLossTrainer, provenance: dict[str, Any], summary: dict[str, Any], run: Path) -> None:
-    """Write models/adapter/, complete or not at all."""
-    partial = ADAPTER.with_name("adapter.partial")
+    """Write the adapter into the run's folder, complete or not at all, and remove the run's checkpoints."""
+    partial = run / f"{FINISHED}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     trainer.adapter.save_pretrained(str(partial), save_embedding_layers=False)
     write_companions(partial, provenance, table_metadata(PARTS["train"], "prompt_format"), TOKENIZER_FOLDER)
     shutil.copytree(run / LOG_FOLDER, partial / LOG_FOLDER)
     write_json(partial / LOG_FOLDER / "summary.json", summary)
-    shutil.rmtree(ADAPTER, ignore_errors=True)
-    partial.replace(ADAPTER)
+    partial.replace(run / FINISHED)
+    keep_adapter_alone(run)
 
 
 def main() -> None:
@@ -127,11 +139,16 @@ def main() -> None:
     budget = max(table_metadata(path, "prompt_format")["max_length_tokens"] for path in PARTS.values())
     started = time.monotonic()
     with locked_run(checkpoint_root(), key) as run:
-        rows = read_rows(run / "datasets")
-        trainer = train(params.finetune, budget, run, rows)
-        summary = summarise(trainer, params.finetune, len(rows["train"]))
-        save_adapter(trainer, describe_origin(values, rows), summary, run)
-        mark_finished(run)
+        if (run / FINISHED).is_dir():
+            print(f"finetune: this very run has ended before; its adapter is used. To train again, remove {run}")
+        else:
+            rows = read_rows(run / "datasets")
+            trainer = train(params.finetune, budget, run, rows)
+            origin = describe_origin(values, rows)
+            save_adapter(trainer, origin, summarise(trainer, params.finetune, len(rows["train"])), run)
+        summary = read_json(run / FINISHED / LOG_FOLDER / "summary.json")
+        shutil.rmtree(ADAPTER, ignore_errors=True)
+        shutil.copytree(run / FINISHED, ADAPTER)
     print(
         f"finetune: {summary['steps']} steps, best validation loss {summary['best_validation_loss']:.4f} at step "
         f"{summary['best_step']}, {summary['trainable_parameters']:,} trained parameters, "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.common.errors import UserError, run_stage
+from stages.common.errors import UserError, listing, run_stage
 from stages.common.params import load_params
 from stages.common.progress import progress
 from stages.common.prompting.prompts import PromptFormat, build_format, encode_prompts
@@ -42,13 +42,22 @@ def main() -> None:
     tokenizer = load_prompt_tokenizer(TOKENIZER)
     exemplars = read_table(EXEMPLARS, ["text", "label"]).to_pylist()
     prompt_format = build_format(
-        **params.format_prompts.model_dump(),
+        style=params.format_prompts.style,
+        system=params.format_prompts.system,
+        template=params.format_prompts.template,
+        max_length_tokens=params.format_prompts.max_length_tokens,
         labels=params.task.labels,
         label_descriptions=params.task.label_descriptions,
         exemplars=exemplars,
         tokenizer=tokenizer,
     )
     report = format_table(RECORDS, PROMPTS, prompt_format, tokenizer)
+    if report["shortened_share"] > params.format_prompts.max_shortened_share:
+        raise UserError(
+            f"format_prompts.max_length_tokens: {report['shortened']:,} of {report['rows']:,} texts are longer than "
+            f"{report['max_length_tokens']} tokens allow, ids {listing(report['shortened_ids'])}. Raise it (it costs "
+            "time and memory), or allow a larger format_prompts.max_shortened_share."
+        )
     write_json(REPORT, report)
     tokens = report["prompt_tokens"]
     print(

@@ -66,9 +66,11 @@ def read_rows(prompts: Path, labels: list[str]) -> Rows:
     """Read what decides about the parts; the texts themselves are not kept.
 
     Raises:
-        UserError: some rows have a published split and others do not.
+        UserError: some rows have a published split and others do not, or the prompts are of other labels.
     """
     total = row_count(prompts)
+    if table_metadata(prompts, "prompt_format")["labels"] != labels:
+        raise UserError(f"{prompts}: was made with other labels than task.labels {labels}. Run `dvc repro`.")
     label_index = {label: index for index, label in enumerate(labels)}
     part_index = {part: index for index, part in enumerate(PARTS)} | {None: DROPPED}
     columns: tuple[list[Any], ...] = ([], [], [], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stages.common.errors import UserError
-from stages.common.training.checkpoints import SECONDS_KEPT, fingerprint, last_checkpoint, locked_run, mark_finished
+from stages.common.training.checkpoints import FINISHED, SECONDS_KEPT, fingerprint, last_checkpoint, locked_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,20 +49,27 @@ def test_finished_runs_are_removed_by_the_next_and_interrupted_ones_kept_for_a_w
         with locked_run(tmp_path, key) as folder:
             (folder / "checkpoint-1").mkdir()
             if key == "finished":
-                mark_finished(folder)
+                (folder / FINISHED).mkdir()
     long_ago = time.time() - SECONDS_KEPT - 1
     os.utime(tmp_path / "forgotten", (long_ago, long_ago))
     with locked_run(tmp_path, "next"):
         assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["interrupted", "next"]
 
 
-def test_the_last_complete_checkpoint_is_taken_and_cut_ones_are_removed(tmp_path: Path) -> None:
+def state(has_ended: bool = False) -> str:
+    control = {"args": {"should_training_stop": has_ended}}
+    return json.dumps({"stateful_callbacks": {"TrainerControl": control}})
+
+
+def test_the_newest_checkpoint_to_continue_from_is_taken_and_useless_ones_are_removed(
+    tmp_path: Path,
+) -> None:
     assert last_checkpoint(tmp_path) is None
-    for step, state in ((9, "{}"), (10, "{}"), (100, '{"cut')):
+    for step, text in ((9, state()), (10, state()), (100, state()[:-5]), (150, state(has_ended=True))):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
     (tmp_path / "checkpoint-200").mkdir()
     last = last_checkpoint(tmp_path)
     assert last is not None
     assert last.name == "checkpoint-10"
-    assert not (tmp_path / "checkpoint-100").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]

@@ -21,7 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.common.model import load_model
+from stages.common.params import load_params
 from stages.common.training.answer_loss import AnswerLossTrainer
+from stages.common.training.trainer import MicroBatch, make_trainer
+from stages.finetune import read_rows
 from tests.workplace import ROOT, Workplace, make_workplace
 
 STAGE = "stages.finetune"
@@ -235,13 +238,26 @@ def test_the_adapter_is_complete_and_says_neither_where_nor_when_it_was_made(pla
         assert not re.search(r"20\d\d-[01]\d-[0-3]\d|[0-2]\d:[0-5]\d:[0-5]\d", text), name
 
 
-def test_lora_weights_are_float32_while_they_are_trained_and_when_they_are_saved(plain: Workplace) -> None:
+def test_lora_weights_are_float32_while_they_are_trained_and_when_they_are_saved(
+    prepared: Workplace, plain: Workplace, tmp_path: Path
+) -> None:
     # Reading the best checkpoint back makes the saved weights float32 anyway, so they alone would show nothing.
-    (checkpoint,) = (plain.folder / "checkpoints").glob("*/checkpoint-6/adapter_model.safetensors")
-    for found in (load_file(checkpoint), weights(plain)):
-        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    with prepared.entered():
+        finetune, whole_step = load_params("finetune").finetune, MicroBatch(16, 1, recompute_activations=False)
+        trainer = make_trainer(finetune, whole_step, tmp_path, read_rows(tmp_path / "datasets"))
+    assert {weight.dtype for weight in trainer.adapter.parameters() if weight.requires_grad} == {torch.float32}
+    assert {tensor.dtype for tensor in weights(plain).values()} == {torch.float32}
     modules = {re.sub(r".*\.(\w+_proj)\..*", r"\1", name) for name in weights(plain)}
     assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_a_run_that_has_ended_is_not_trained_again_and_keeps_no_checkpoint(plain: Workplace, tmp_path: Path) -> None:
+    place = copy_of(plain, tmp_path / "project")
+    shutil.rmtree(place.folder / ADAPTER)
+    again = place.run(STAGE)
+    assert "has ended before" in again.stdout, again.stderr
+    assert files(place) == files(plain)
+    assert not list((place.folder / "checkpoints").glob("*/checkpoint-*"))
 
 
 @pytest.mark.parametrize("variant", ["use_dora", "use_rslora"])

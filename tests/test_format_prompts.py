@@ -37,7 +37,13 @@ def workspace(tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch: pytest.M
 
 def set_params(**changes: Any) -> None:
     task = {"kind": "classification", "labels": LABELS, "label_descriptions": None, "positive_label": "positive"}
-    values = {"style": "plain", "system": None, "template": "Text: {{ text }}\nLabel:", "max_length_tokens": 48}
+    values = {
+        "style": "plain",
+        "system": None,
+        "template": "Text: {{ text }}\nLabel:",
+        "max_length_tokens": 48,
+        "max_shortened_share": 1,
+    }
     # JSON is YAML.
     Path("params.yaml").write_text(json.dumps({"task": task, "format_prompts": values | changes}))
 

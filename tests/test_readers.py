@@ -21,7 +21,12 @@ ROWS = [(2, ("good", "positive")), (3, ("bad", "negative"))]
 
 
 def form(kind: str, **changes: object) -> TableFormat:
-    values = {"type": kind, "column_names": None, "quoting": True, "encoding": "utf-8"}
+    values = {
+        "type": kind,
+        "column_names": None,
+        "quoting": True if kind in ("csv", "tsv") else None,
+        "encoding": None if kind == "parquet" else "utf-8",
+    }
     return TableFormat.model_validate(values | changes)
 
 

@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from stages.common.base import ensure_base
+from stages.common.base import BASE_PIN, ensure_base
 from stages.common.errors import UserError, listing
+from stages.common.tables import read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -88,6 +89,9 @@ def load_model(adapter: Path | None) -> PreTrainedModel | PeftModel:
     # PEFT would look for it on the Hub.
     if not (adapter / "adapter_config.json").is_file():
         raise UserError(f"{adapter}: holds no adapter. Run `dvc repro finetune`, or `dvc pull {adapter}`.")
+    trained_on = adapter / "base.json"
+    if trained_on.is_file() and read_json(trained_on)["files"] != read_json(BASE_PIN)["files"]:
+        raise UserError(f"{adapter}: was trained on another base model than {BASE_PIN} pins. Run `dvc repro finetune`.")
     from peft import PeftModel
 
     base = load_base()

@@ -109,8 +109,19 @@ class TableFormat(Block):
 
     type: Literal["csv", "tsv", "jsonl", "parquet"]
     column_names: Annotated[list[Text], Field(min_length=1)] | None = Field(description="null: the first row has them")
-    quoting: bool = Field(description='csv and tsv: whether " quotes a cell')
-    encoding: Text
+    quoting: bool | None = Field(description='csv and tsv: whether " quotes a cell; null with other types')
+    encoding: Text | None = Field(description="null with parquet")
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> TableFormat:
+        delimited = self.type in ("csv", "tsv")
+        if delimited == (self.quoting is None) or (self.column_names is not None and not delimited):
+            raise ValueError(
+                "quoting and column_names: for csv and tsv (quoting: true or false); null with other types"
+            )
+        if (self.type == "parquet") != (self.encoding is None):
+            raise ValueError("encoding: needed, and null with parquet")
+        return self
 
 
 Paths = Annotated[list[Text], Field(min_length=1)]
@@ -205,6 +216,7 @@ class FormatPrompts(Block):
     system: str | None = Field(description="chat: the system message; null: what the chat template puts there")
     template: Text = Field(description="Jinja: text, labels, descriptions (by label), exemplars (text and label)")
     max_length_tokens: Annotated[int, Field(ge=8)] = Field(description="prompt and longest label; texts are shortened")
+    max_shortened_share: Annotated[float, Field(ge=0, le=1)] = Field(description="the stage fails above this share")
 
     @model_validator(mode="after")
     def _system_only_in_chat(self) -> FormatPrompts:

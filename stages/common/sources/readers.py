@@ -41,7 +41,12 @@ def format_of(name: str) -> TableFormat:
         stem = stem.removesuffix(suffix)
     for suffix, kind in TYPES.items():
         if stem.endswith(suffix):
-            return TableFormat(type=kind, column_names=None, quoting=True, encoding="utf-8")  # type: ignore[arg-type]
+            return TableFormat(
+                type=kind,  # type: ignore[arg-type]
+                column_names=None,
+                quoting=True if kind in ("csv", "tsv") else None,
+                encoding=None if kind == "parquet" else "utf-8",
+            )
     raise UserError(
         f"{name}: its name does not say what kind of table it is. Known endings are {', '.join(TYPES)}, each also with "
         f"{', '.join(COMPRESSIONS)}; or set ingest.source.format, for example "
@@ -81,7 +86,7 @@ def read_rows(
             raise
         raise UserError(f"{name}: is damaged or incomplete after row {row:,} ({error}). Fetch it again.") from None
     except UnicodeError:
-        raise UserError(_encoding_problem(path, name, table_format.encoding)) from None
+        raise UserError(_encoding_problem(path, name, table_format.encoding or "utf-8")) from None
 
 
 # --- CSV and TSV ------------------------------------------------------------------------------------------------------
@@ -116,6 +121,7 @@ def _delimited_rows(stream: IO[bytes], name: str, table_format: TableFormat, col
 
 
 def _text_of(stream: IO[bytes], name: str, table_format: TableFormat) -> io.TextIOWrapper:
+    assert table_format.encoding is not None, "params.py allows that with Parquet alone"
     try:
         encoding = codecs.lookup(table_format.encoding).name
         # A byte order mark, which spreadsheets write, is no part of the first column's name.

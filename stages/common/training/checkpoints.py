@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from stages.common.base import file_sha256
 from stages.common.errors import UserError
 
-FINISHED = "finished"
+FINISHED = "adapter"  # what a run leaves when it is done
 SECONDS_KEPT = 7 * 24 * 3600  # an interrupted run that nobody resumed for a week
 
 
@@ -67,22 +67,31 @@ def locked_run(root: Path, key: str) -> Iterator[Path]:
         yield folder
 
 
-def mark_finished(folder: Path) -> None:
-    """Let a later run remove this one's checkpoints; until then they serve a `dvc repro` killed before it committed."""
-    (folder / FINISHED).touch()
+def keep_adapter_alone(folder: Path) -> None:
+    """Remove a finished run's checkpoints; its adapter serves a `dvc repro` that was killed before it committed."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != FINISHED:
+            shutil.rmtree(path)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`; the trainer writes its state last, so a cut one has none."""
-    complete = []
+    """The newest checkpoint in `folder` to continue from; None where there is none.
+
+    Cut ones are removed: the trainer writes its state last. So are those of a training that had ended: transformers
+    would take one step more from there, and the adapter would be another.
+    """
+    usable = []
     for path in folder.glob("checkpoint-*"):
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            is_usable = not state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+        except (OSError, ValueError, KeyError):
+            is_usable = False
+        if is_usable:
+            usable.append(path)
         else:
-            complete.append(path)
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+            shutil.rmtree(path)
+    return max(usable, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _remove_old_runs(root: Path, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
 LOG_FOLDER = "training_log"
 LOG_EVERY_STEPS = 5
 
-# A first guess at what fits; on CUDA, running out of memory halves it. A small CPU batch stays within a few GB.
+# A first guess at what fits; on CUDA, running out of memory makes it smaller. A small CPU batch stays within a few GB.
 TOKENS_PER_MICRO_BATCH = {"cpu": 2_048, "cuda": 32_768}
 
 
@@ -129,6 +130,8 @@ def _load_tokenizer() -> PreTrainedTokenizerBase:
 
 def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[str, Dataset]) -> AnswerLossTrainer:
     """A trainer with a freshly loaded base and a freshly initialised adapter."""
+    # TRL 1.16 still uses the old name of an option that transformers renamed.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     device = machine_device()
     set_seed(params.seed)  # before the adapter is initialised: otherwise each run is another model
     tokenizer = _load_tokenizer()
