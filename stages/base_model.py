@@ -79,6 +79,9 @@ def link_folder(source: FolderModel, folder: Path) -> None:
     origin = Path(source.path).expanduser()
     if not origin.is_dir():
         raise UserError(f"base_model.path: {source.path} is no folder here. Give the folder of a saved model.")
+    target = BASE_FOLDER.resolve()
+    if origin.resolve() == target or target in origin.resolve().parents:
+        raise UserError(f"base_model.path: {source.path} is where this stage puts the base model. Give another folder.")
     wanted = sorted({path for pattern in WANTED_FILES for path in origin.glob(pattern)})
     gguf = sorted(origin.glob("*.gguf"))
     if not any(path.suffix == ".safetensors" for path in wanted) and len(gguf) == 1:

@@ -16,6 +16,9 @@ from stages.common.errors import run_stage
 from stages.common.tables import write_text
 
 EXPENSIVE_STAGES = ("finetune", "infer")
+REQUIREMENTS = Path("requirements.txt")
+# Libraries whose upgrade can change what an expensive stage computes.
+DECISIVE_LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
 LEFT_OUT = "stages.common.params"
 DIGEST_FOLDER = Path("data/code")
 
@@ -56,6 +59,11 @@ def digest(module: str, root: Path) -> str:
     return hashlib.sha256(repr([(name, _shape(_tree(name, root))) for name in closure]).encode()).hexdigest()
 
 
+def library_pins(requirements: str) -> list[str]:
+    """The lines of requirements.txt that pin a decisive library, in their order."""
+    return [line for line in requirements.splitlines() if line.partition("==")[0] in DECISIVE_LIBRARIES]
+
+
 def _tree(name: str, root: Path) -> ast.Module:
     path = module_path(name, root)
     assert path is not None, name
@@ -90,9 +98,10 @@ def _shape(node: Any) -> Any:
 
 
 def main() -> None:
-    """Write data/code/STAGE.sha256 for each expensive stage."""
+    """Write data/code/STAGE.sha256 for each expensive stage: its digest, and the versions that it is to run with."""
+    pins = library_pins(REQUIREMENTS.read_text(encoding="utf-8"))
     for stage in EXPENSIVE_STAGES:
-        write_text(DIGEST_FOLDER / f"{stage}.sha256", digest(f"stages.{stage}", Path()) + "\n")
+        write_text(DIGEST_FOLDER / f"{stage}.sha256", "\n".join([digest(f"stages.{stage}", Path()), *pins]) + "\n")
     print(f"code: digests of {', '.join(EXPENSIVE_STAGES)}")
 
 

@@ -112,7 +112,7 @@ def describe_origin(params: dict[str, Any], rows: dict[str, Dataset]) -> dict[st
     return {
         "base": read_json(BASE_PIN),
         "data": {name: {"sha256": file_sha256(PARTS[name]), "rows": len(part)} for name, part in rows.items()},
-        "code": CODE_DIGEST.read_text(encoding="utf-8").strip(),
+        "code": CODE_DIGEST.read_text(encoding="utf-8").split()[0],
         "parameters": params,
         "libraries": library_versions(),
         "hardware": hardware(device, compute_dtype(device)),

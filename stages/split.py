@@ -139,10 +139,10 @@ def assign_parts(rows: Rows, labels: list[str], params: Split) -> Integers:
 def _take(pool: Integers, strata: Integers, size: int, part: int, params: Split) -> tuple[Integers, Integers]:
     """Positions in `pool` of the groups that stay, and of the `size` groups that are taken, stratified."""
     n_strata = len(np.unique(strata))
-    if size < n_strata or len(pool) - size < n_strata:
+    if size < n_strata or len(pool) - size < n_strata or np.unique(strata, return_counts=True)[1].min() < 2:
         raise UserError(
             f"split.{PARTS[part]}_share: {len(pool):,} groups are too few to take {size:,} for {PARTS[part]} and leave "
-            f"train one with each of {n_strata} labels. Change split.{PARTS[part]}_share, add rows, or group them by a "
+            f"train some of each of {n_strata} labels. Change split.{PARTS[part]}_share, add rows, or group them by a "
             "finer column in ingest.columns.group."
         )
     kept, taken = train_test_split(np.arange(len(pool)), test_size=size, stratify=strata, random_state=params.seed)

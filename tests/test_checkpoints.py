@@ -45,15 +45,19 @@ def test_a_run_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Pa
 
 
 def test_finished_runs_are_removed_by_the_next_and_interrupted_ones_kept_for_a_week(tmp_path: Path) -> None:
-    for key in ("finished", "interrupted", "forgotten"):
+    finished, interrupted, forgotten, following = (digit * 64 for digit in "abcd")
+    for key in (finished, interrupted, forgotten):
         with locked_run(tmp_path, key) as folder:
             (folder / "checkpoint-1").mkdir()
-            if key == "finished":
+            if key == finished:
                 (folder / FINISHED).mkdir()
     long_ago = time.time() - SECONDS_KEPT - 1
-    os.utime(tmp_path / "forgotten", (long_ago, long_ago))
-    with locked_run(tmp_path, "next"):
-        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["interrupted", "next"]
+    (tmp_path / "thesis" / FINISHED).mkdir(parents=True)
+    for name in (forgotten, "thesis"):
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    with locked_run(tmp_path, following):
+        left = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert left == [interrupted, following, "thesis"], "a folder that is no run is left alone"
 
 
 def state(has_ended: bool = False) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.code import digest, import_closure
+from stages.code import DECISIVE_LIBRARIES, digest, import_closure, library_pins
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HELPER = '"""Help."""\n\nLIMIT = 3\n\n\ndef double(x):\n    """Twice x."""\n    return 2 * x  # why\n'
 
@@ -75,6 +77,13 @@ def test_modules_outside_the_closure_and_the_schema_of_params_do_not_count(proje
     before = digest("stages.train", project)
     (project / name).write_text("C = 2\n")
     assert digest("stages.train", project) == before
+
+
+def test_pins_of_decisive_libraries_stand_beside_the_digest() -> None:
+    requirements = "# torch\n--only-binary=:all:\ntorch==2.13.0\ntqdm==4.70.1\ntransformers==5.23.0\n"
+    assert library_pins(requirements) == ["torch==2.13.0", "transformers==5.23.0"]
+    pinned = library_pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    assert [line.partition("==")[0] for line in sorted(pinned)] == sorted(DECISIVE_LIBRARIES)
 
 
 def test_the_digest_is_the_same_on_every_python_version(project: Path) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import EarlyStoppingCallback
 
 from stages.common.model import load_model
 from stages.common.params import load_params
@@ -249,6 +250,19 @@ def test_lora_weights_are_float32_while_they_are_trained_and_when_they_are_saved
     assert {tensor.dtype for tensor in weights(plain).values()} == {torch.float32}
     modules = {re.sub(r".*\.(\w+_proj)\..*", r"\1", name) for name in weights(plain)}
     assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_a_resumed_run_remembers_how_long_the_loss_has_not_improved(prepared: Workplace, tmp_path: Path) -> None:
+    place = copy_of(prepared, tmp_path / "project", lora=lora(), early_stopping_patience=3)
+    with place.entered():
+        finetune, whole_step = load_params("finetune").finetune, MicroBatch(16, 1, recompute_activations=False)
+        trainer = make_trainer(finetune, whole_step, tmp_path, read_rows(tmp_path / "datasets"))
+    stored = EarlyStoppingCallback(3)
+    stored.early_stopping_patience_counter = 2
+    trainer.state.stateful_callbacks = {"EarlyStoppingCallback": stored.state()}  # type: ignore[assignment]
+    trainer._load_callback_state()
+    (restored,) = (item for item in trainer.callback_handler.callbacks if isinstance(item, EarlyStoppingCallback))
+    assert restored.early_stopping_patience_counter == 2
 
 
 def test_a_run_that_has_ended_is_not_trained_again_and_keeps_no_checkpoint(plain: Workplace, tmp_path: Path) -> None:

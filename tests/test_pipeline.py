@@ -32,6 +32,7 @@ EVERYTHING = {
     "evaluate",
     "report",
 }
+COPIED = {"stages", "preflight", "data", "recipes", "dvc.yaml", "requirements.txt", ".dvcignore", ".gitignore"}
 # It runs when a number that it shows changed. Its files lie in Git, which turns DVC's run cache off for it, so it may
 # also run again where other stages are restored.
 REPORT = {"report"}
@@ -118,7 +119,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     for name in tracked:
-        if name.split("/")[0] in ("stages", "preflight", "data", "dvc.yaml", ".dvcignore", ".gitignore", "recipes"):
+        if name.split("/")[0] in COPIED:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     save_base_model(folder.parent / "base")

@@ -51,6 +51,8 @@ def run_stage(main: Callable[[], None]) -> None:
     except Exception as error:
         if any(words in str(error) for words in _FULL_DISK):
             _fail(f"{_REMEDIES[errno.ENOSPC]} ({error})")
+        if "DefaultCPUAllocator" in str(error):
+            _fail("the machine is out of memory: close other programs, set MICRO_BATCH_SIZE=1, or take a smaller base")
         if "CUDA out of memory" in str(error):
             _fail(f"the GPU is out of memory: end other programs on it, or use a smaller base model ({error})")
         raise

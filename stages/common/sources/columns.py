@@ -198,7 +198,8 @@ def _label_maker(source: str | AliasLabel | BinLabel, labels: list[str]) -> Call
             return label
         if not value.strip():
             raise RefusedRow("the label is empty", "empty label")
-        raise RefusedRow(f"unknown label {shown(value)}", f"unknown label {shown(value)}")
+        # The kind goes into the report and so into Git: it must not hold what a cell held.
+        raise RefusedRow(f"unknown label {shown(value)}", "unknown label")
 
     return label_of
 

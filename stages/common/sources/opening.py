@@ -86,7 +86,12 @@ def _matches(pattern: str, root: Path) -> list[str]:
     # A file whose name holds brackets is itself before it is a pattern.
     if (root / pattern).is_file():
         return [pattern]
-    paths = [path.relative_to(root) for path in root.glob(pattern) if path.is_file()]
+    try:
+        paths = [path.relative_to(root) for path in root.glob(pattern) if path.is_file()]
+    except ValueError as error:
+        raise UserError(
+            f"ingest.source.paths: {pattern!r} is no pattern ({error}). Correct it in params.yaml."
+        ) from error
     # Unlike a shell, Path.glob finds .gitignore and its like.
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     if not names:

@@ -214,7 +214,7 @@ def _json_objects(lines: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, Any]
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             yield number, f"is no JSON ({str(error)[:100]})"
             continue
         yield number, row if isinstance(row, dict) else f"is a JSON {type(row).__name__}, not an object"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from stages.common.base import file_sha256
 from stages.common.errors import UserError
 
 FINISHED = "adapter"  # what a run leaves when it is done
+RUN_NAME = re.compile("[0-9a-f]{64}")  # a fingerprint
 SECONDS_KEPT = 7 * 24 * 3600  # an interrupted run that nobody resumed for a week
 
 
@@ -96,7 +98,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _remove_old_runs(root: Path, key: str) -> None:
     for folder in root.iterdir():
-        if not folder.is_dir() or folder.name == key:
+        # Whatever else lies in a folder that the user named is not this program's.
+        if not folder.is_dir() or not RUN_NAME.fullmatch(folder.name) or folder.name == key:
             continue
         old = time.time() - folder.stat().st_mtime > SECONDS_KEPT
         if not (old or (folder / FINISHED).exists()):

@@ -105,6 +105,8 @@ def trainer_config(params: Finetune, micro: MicroBatch, folder: Path, device: to
         save_steps=params.evaluate_every_steps,
         save_total_limit=2,
         load_best_model_at_end=True,
+        # Otherwise a resumed run would forget how long the loss has not improved, and stop later.
+        restore_callback_states_from_checkpoint=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         prediction_loss_only=True,
