@@ -342,6 +342,21 @@ REFUSED = [
     Case(
         "template broken", put("format_prompts.template", "{% if %}"), [FORMAT], ["format_prompts.template:", "line 1"]
     ),
+    Case(
+        "number of 5,000 digits",
+        all_of(
+            file("data/raw/reviews.jsonl", '{"number": ' + "1" * 5000 + "}\n"),
+            put("ingest.source.paths", ["data/raw/reviews.jsonl"]),
+        ),
+        [INGEST],
+        ["data/raw/reviews.jsonl row 1: is no JSON"],
+    ),
+    Case(
+        "base model in its own place",
+        put("base_model", {"source": "folder", "path": "models/base"}),
+        [BASE],
+        ["base_model.path: models/base is where this stage puts the base model"],
+    ),
     Case("template without text", put("format_prompts.template", "Opinion:"), [FORMAT], ["does not use {{ text }}"]),
     Case(
         "template's variable unknown", put("format_prompts.template", "{{ txt }}"), [FORMAT], ["unknown variable txt"]

@@ -145,6 +145,14 @@ def test_too_few_groups_for_one_of_each_label_are_an_error() -> None:
         assign_parts(make_rows(labels), LABELS, parameters(validation_share=0.03))
 
 
+def test_a_small_class_that_a_large_first_part_uses_up_is_an_error() -> None:
+    labels = [0] * 100 + [1] * 100 + [2] * 3
+    for test_share, validation_share in ((0.6, 0.2), (0.5, 0.2), (0.7, 0.1)):
+        shares = parameters(test_share=test_share, validation_share=validation_share)
+        with pytest.raises(UserError, match="groups are too few"):
+            assign_parts(make_rows(labels), LABELS, shares)
+
+
 # --- leakage ----------------------------------------------------------------------------------------------------------
 
 
