@@ -357,6 +357,12 @@ REFUSED = [
         [BASE],
         ["base_model.path: models/base is where this stage puts the base model"],
     ),
+    Case(
+        "cells separated by semicolons",
+        table("number;review;opinion\n1;a fine film;good\n"),
+        [INGEST],
+        ["has no column 'number', 'review', 'opinion'", "separated by ; or tabs: save it with commas"],
+    ),
     Case("template without text", put("format_prompts.template", "Opinion:"), [FORMAT], ["does not use {{ text }}"]),
     Case(
         "template's variable unknown", put("format_prompts.template", "{{ txt }}"), [FORMAT], ["unknown variable txt"]

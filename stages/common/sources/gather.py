@@ -47,9 +47,7 @@ class Refusals:
     def add(self, position: int, file: str, row: int, refused: RefusedRow) -> None:
         """Note a row; `position` is its place among all rows read."""
         self.count += 1
-        # A column of free text taken for labels would otherwise be held in memory whole.
-        known = refused.kind in self.kinds or len(self.kinds) < LISTED_REFUSALS
-        self.kinds[refused.kind if known else "others"] += 1
+        self.kinds[refused.kind] += 1
         self.listed.append((position, {"file": file, "row": row, "reason": refused.reason}))
         if len(self.listed) >= 2 * LISTED_REFUSALS:
             self.listed = sorted(self.listed, key=lambda item: item[0])[:LISTED_REFUSALS]

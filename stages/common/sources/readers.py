@@ -174,6 +174,8 @@ def require_columns(found: Sequence[str], wanted: list[str], name: str) -> None:
         return
     close = [match for column in missing for match in difflib.get_close_matches(column, found, n=1)]
     hint = f" Did you mean {listing([repr(column) for column in close])}?" if close else ""
+    if len(found) == 1 and (";" in found[0] or "\t" in found[0]):
+        hint = " Its cells are separated by ; or tabs: save it with commas, or set format.type to tsv for tabs."
     raise UserError(
         f"{name}: has no column {listing([repr(column) for column in missing])}. It has "
         f"{listing([repr(column)[:80] for column in found], 30)}.{hint} Correct ingest.columns in params.yaml"
