@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import save_tokenizer
+from tests.tiny import save_base_model, save_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -14,4 +14,12 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like models/tokenizer, with the tiny base model's tokenizer; not to be written to."""
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like models/base, with the tiny base model; not to be written to."""
+    folder = tmp_path_factory.mktemp("base")
+    save_base_model(folder)
     return folder

@@ -19,7 +19,7 @@ from stages.common.labels import INVALID
 from stages.common.params import Infer
 from stages.common.scoring.generation import generate_answers, match_label
 from stages.common.tables import open_table
-from tests.tiny import make_tokenizer, save_base_model
+from tests.tiny import make_tokenizer
 
 LABELS = ["positive", "negative", "neutral"]
 TERMINATOR = 2
@@ -33,13 +33,6 @@ infer: {method: METHOD, max_new_tokens: LIMIT}
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    save_base_model(folder)
-    return folder
 
 
 @pytest.fixture

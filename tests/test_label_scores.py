@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from stages.common.errors import UserError
 from stages.common.scoring.batches import map_in_batches
 from stages.common.scoring.label_scores import build_tree, plain_path_reason, score_labels, shared_prefix
-from tests.tiny import make_tokenizer, save_base_model
+from tests.tiny import make_tokenizer
 
 TERMINATOR = 2
 TOLERANCE = 1e-4  # what issue 2 asks for in float32
@@ -49,13 +49,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    save_base_model(folder)
-    return folder
 
 
 @pytest.fixture
