@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -75,6 +76,11 @@ def load_base() -> PreTrainedModel:
             f"{folder}: its safetensors lack the weights {listing(sorted(report['missing_keys']))}. Choose another "
             "revision or base model, or save this one again."
         )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 bitsandbytes would repack the weights at the first evaluation, with scales in
+            # bfloat16: a base that is another one before and after it, so that a resumed training ends elsewhere.
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 
