@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from stages.common.base import BASE_FOLDER, BASE_PIN, TOKENIZER_FOLDER, file_hashes
 from stages.common.errors import UserError, listing, run_stage
-from stages.common.params import BaseModelSource, FolderModel, HubModel, PackageModel, load_params
+from stages.common.params import load_params
+from stages.common.schema.base_model import BaseModelSource, FolderModel, HubModel, PackageModel
 from stages.common.sources.hub import download_repository, require_commit
 from stages.common.sources.packages import fetch_package_member
 from stages.common.tables import read_json, write_json
@@ -20,6 +22,8 @@ from stages.common.tables import read_json, write_json
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # What is taken from a repository or folder: weights as safetensors, never pickles, which can run code when loaded.
 WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES)
+# The same weights once more, for other programs: in folders (original/, onnx/), and as Mistral names them.
+UNWANTED_FILES = ("*/*", "consolidated*")
 
 
 def fetch_base(source: BaseModelSource, folder: Path) -> None:
@@ -40,7 +44,7 @@ def fetch_base(source: BaseModelSource, folder: Path) -> None:
         with fetch_package_member(source) as path:
             dequantise_gguf(path, partial)
     elif isinstance(source, HubModel):
-        download_repository(source.repo_id, source.revision, "model", list(WANTED_FILES), partial)
+        download_repository(source.repo_id, source.revision, "model", [*WANTED_FILES], partial, [*UNWANTED_FILES])
     else:
         link_folder(source, partial)
     check_base(partial)
@@ -82,7 +86,8 @@ def link_folder(source: FolderModel, folder: Path) -> None:
     target = BASE_FOLDER.resolve()
     if origin.resolve() == target or target in origin.resolve().parents:
         raise UserError(f"base_model.path: {source.path} is where this stage puts the base model. Give another folder.")
-    wanted = sorted({path for pattern in WANTED_FILES for path in origin.glob(pattern)})
+    matching = {path for pattern in WANTED_FILES for path in origin.glob(pattern)}
+    wanted = sorted(path for path in matching if not any(fnmatch(path.name, pattern) for pattern in UNWANTED_FILES))
     gguf = sorted(origin.glob("*.gguf"))
     if not any(path.suffix == ".safetensors" for path in wanted) and len(gguf) == 1:
         dequantise_gguf(gguf[0].resolve(), folder)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub_server import COMMIT, TOKEN, Hub, endpoint_of, serve
+from tests.hub_server import COMMIT, READ_TOKEN, TOKEN, Hub, endpoint_of, serve
 from tests.test_packages import zip_bytes
 from tests.tiny import save_gguf
 from tests.workplace import Workplace, make_workplace
@@ -229,14 +229,72 @@ def test_an_interrupted_download_goes_on_from_its_finished_files(place: Workplac
 
 def test_a_gated_repository_opens_with_a_token_that_is_neither_printed_nor_stored(place: Workplace, hub: Hub) -> None:
     from_hub(place, "gated/model")
+    page = f"{endpoint_of(hub)}/gated/model"
     code, output = run(place, hub, STAGE)
-    assert (code, "set HF_TOKEN" in output) == (1, True)
+    assert code == 1
+    assert f"{page}: is only for accounts that accepted its licence, and HF_TOKEN is not set" in output
+    code, output = run(place, hub, STAGE, HF_TOKEN=READ_TOKEN)
+    assert code == 1
+    assert f"{page}: is only for accounts that accepted its licence, and the account of the token in HF_TOKEN" in output
     assert not (place.folder / "models/base").exists()
+    assert hub.files_sent == []
     code, output = run(place, hub, STAGE, HF_TOKEN=TOKEN)
     assert code == 0, output
+    assert is_pinned(place)
     assert TOKEN not in output
     files = [path for path in place.folder.parent.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in path.read_bytes() for path in files)
+
+
+def test_all_shards_are_pinned_and_second_copies_of_the_weights_are_left_where_they_are(
+    place: Workplace, hub: Hub
+) -> None:
+    shards = sharded(place)
+    copies = ("original/consolidated.00.pth", "original/model.safetensors", "onnx/model.safetensors")
+    hub.files = shards | dict.fromkeys((*copies, "consolidated.safetensors", "original/config.json"), b"again")
+    code, output = run(from_hub(place), hub, STAGE)
+    assert code == 0, output
+    assert set(hub.files_sent) == names(place.folder / "models/base") == shards.keys()
+    assert is_pinned(place)
+    assert len([name for name in pinned(place)["files"] if name.startswith("model-")]) > 2
+    assert same_weights(place.folder / "models/base", place.folder / "base")
+
+
+def test_a_folder_of_shards_is_linked_without_second_copies_of_the_weights(place: Workplace) -> None:
+    shards = sharded(place)
+    for name in ("consolidated.safetensors", "original/model.safetensors"):
+        place.write(f"shards/{name}", b"again")
+    place.set("base_model.path", "shards")
+    assert place.main(STAGE) == 0
+    assert names(place.folder / "models/base") == shards.keys()
+    assert is_pinned(place)
+
+
+def test_an_absent_shard_is_named(place: Workplace, hub: Hub) -> None:
+    hub.files = sharded(place)
+    absent = next(name for name in hub.files if name.startswith("model-00002"))
+    del hub.files[absent]
+    code, output = run(from_hub(place), hub, STAGE)
+    assert code == 1
+    assert f"the source lacks {absent}, which model.safetensors.index.json names" in output
+
+
+def sharded(place: Workplace) -> dict[str, bytes]:
+    """The files of the tiny base in `shards/`, its weights as transformers splits large ones."""
+    from transformers import AutoModelForCausalLM
+
+    folder = place.folder / "shards"
+    shutil.copytree(place.folder / "base", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(place.folder / "base").save_pretrained(folder, max_shard_size="200KB")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def same_weights(folder: Path, other: Path) -> bool:
+    """Whether transformers loads equal weights from both."""
+    from transformers import AutoModelForCausalLM
+
+    first, second = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, other))
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
 def test_a_moving_revision_is_refused_with_the_commit_that_it_is_now(place: Workplace, hub: Hub) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_server import COMMIT, TOKEN, endpoint_of, serve
+from tests.hub_server import COMMIT, READ_TOKEN, TOKEN, endpoint_of, serve
+from tests.workplace import REVIEWS, make_workplace, reviews
 
 FILES = {"data/train.csv": b"id,text,label\n1,good,positive\n", "data/test.csv": b"x", "README.md": b"# card"}
 
@@ -77,7 +78,8 @@ def test_a_token_stored_on_the_machine_is_not_used(endpoint: str, tmp_path: Path
          f"to something else tomorrow. It points to {COMMIT} now: put that there."),
         ("some/set", "v9", "has no such revision"),
         ("some/set", "f" * 40, "has no such revision"),
-        ("gated/set", COMMIT, "Accept the licence on that page, then set HF_TOKEN"),
+        ("gated/set", COMMIT, "/datasets/gated/set: is only for accounts that accepted its licence, and HF_TOKEN is "
+         "not set. Accept the licence on that page, then set HF_TOKEN to a token of the same account with read access"),
         ("missing/set", COMMIT, "/datasets/missing/set: there is no such dataset, or it is private"),
     ],
 )  # fmt: skip
@@ -87,6 +89,41 @@ def test_what_the_hub_refuses_ends_in_one_message(
     result = download(tmp_path, endpoint, repo_id, revision)
     assert (result.returncode, "Traceback" in result.stderr) == (1, False)
     assert expected in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        (READ_TOKEN, "/datasets/gated/set: is only for accounts that accepted its licence, and the account of the "
+         "token in HF_TOKEN was not let in. Accept the licence on that page with that account"),
+        ("hf_wrong", "/datasets/gated/set: the token in HF_TOKEN is not accepted. Make a new one with read access."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_a_token_that_opens_nothing_is_told_from_none(
+    endpoint: str, tmp_path: Path, in_folder: bool, token: str, expected: str
+) -> None:
+    result = download(tmp_path, endpoint, "gated/set", COMMIT, tmp_path / "files" if in_folder else "", HF_TOKEN=token)
+    assert (result.returncode, "Traceback" in result.stderr) == (1, False)
+    assert expected in result.stderr
+    assert token not in result.stdout + result.stderr
+
+
+def test_ingest_reads_a_gated_set_with_a_token_and_names_page_and_token_without(tmp_path: Path) -> None:
+    place = make_workplace(tmp_path / "project")
+    (place.folder / REVIEWS).unlink()
+    source = {"kind": "hub", "repo_id": "gated/reviews", "revision": COMMIT, "paths": ["*.csv"], "format": None}
+    place.set("ingest.source", source)
+    with serve({"reviews.csv": reviews().encode()}) as hub:
+        own = {"HF_ENDPOINT": endpoint_of(hub), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        refused = place.run("stages.ingest", **own)
+        assert (refused.returncode, (place.folder / "data/records.parquet").exists()) == (1, False)
+        page = f"{endpoint_of(hub)}/datasets/gated/reviews"
+        assert f"{page}: is only for accounts that accepted its licence, and HF_TOKEN is not set" in refused.stderr
+        accepted = place.run("stages.ingest", **own, HF_TOKEN=TOKEN)
+    assert accepted.returncode == 0, accepted.stderr
+    assert (place.folder / "data/records.parquet").is_file()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 # A connection refused while downloading takes huggingface_hub's own 5 retries (26 s), so that case is offline mode.

@@ -53,7 +53,12 @@ def current_commit(repo_id: str, revision: str, repo_type: RepositoryType) -> st
 
 
 def download_repository(
-    repo_id: str, revision: str, repo_type: RepositoryType, patterns: list[str], folder: Path | None = None
+    repo_id: str,
+    revision: str,
+    repo_type: RepositoryType,
+    patterns: list[str],
+    folder: Path | None = None,
+    unwanted: list[str] | None = None,
 ) -> Path:
     """Download a repository's files that match a pattern.
 
@@ -64,6 +69,7 @@ def download_repository(
         patterns: names or patterns as in `fnmatch`, where * crosses folders too.
         folder: where to write; None: the Hub's own cache, which the next run finds again. An interrupted download goes
             on from its finished files either way.
+        unwanted: patterns of files that are left out although `patterns` match them.
 
     Returns:
         The folder that holds the files under their paths in the repository.
@@ -79,6 +85,7 @@ def download_repository(
             revision=revision,
             repo_type=repo_type,
             allow_patterns=patterns,
+            ignore_patterns=unwanted,
             local_dir=folder,
             token=_token(),
         )
@@ -103,10 +110,14 @@ def _clear_errors(repo_id: str, repo_type: RepositoryType) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise UserError(
-            f"{page}: access is restricted, and was refused with {token}. Accept the licence on that page, then set "
-            "HF_TOKEN to a token of your account with read access."
-        ) from None
+        reason = (
+            "and the account of the token in HF_TOKEN was not let in. Accept the licence on that page with that "
+            "account (some owners then look at each request), and let a fine-grained token read gated repositories."
+            if _token()
+            else "and HF_TOKEN is not set. Accept the licence on that page, then set HF_TOKEN to a token of the same "
+            f"account with read access, from {constants.ENDPOINT}/settings/tokens."
+        )
+        raise UserError(f"{page}: is only for accounts that accepted its licence, {reason}") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
             f"{page}: there is no such {repo_type}, or it is private; asked with {token}. Check the name; for a "
@@ -115,11 +126,26 @@ def _clear_errors(repo_id: str, repo_type: RepositoryType) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise UserError(f"{page}: has no such revision. Choose a commit from {page}/commits/main.") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HTTPError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = _status_code(error)
         if status == 401:
             raise UserError(f"{page}: {token} is not accepted. Make a new one with read access.") from None
+        if status == 403:
+            raise UserError(
+                f"{page}: {token} may not read it (403). Accept the licence on that page if it asks for that, and let "
+                f"a fine-grained token read public gated repositories: {constants.ENDPOINT}/settings/tokens."
+            ) from None
         reason = next(line for line in str(error).splitlines() if line.strip())[:300]
         raise UserError(
             f"{page}: could not be fetched ({reason}). Check the network, the proxy, HF_ENDPOINT and HF_HUB_OFFLINE, "
             "then run the same command again."
         ) from None
+
+
+def _status_code(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error; huggingface_hub wraps a refused file into one about its local cache."""
+    while error is not None:
+        status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status
+        error = error.__cause__ or error.__context__
+    return None
