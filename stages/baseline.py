@@ -1,64 +1,41 @@
-"""What an hour of classic work would give: TF-IDF with logistic regression, and always the most frequent label."""
+"""What an hour of classic work would give: TF-IDF with logistic regression, and always the most frequent label.
+
+With several labels for a text, a regression for each label, and each label's share. Where answers are texts, the answer
+to the nearest question of train by TF-IDF, and always the most frequent answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 
+from stages.common.classic_models import (
+    fit_label_sets,
+    fit_tfidf,
+    label_set_probabilities,
+    label_shares,
+    most_frequent,
+    nearest_rows,
+    tfidf_probabilities,
+    tfidf_vectorizer,
+)
 from stages.common.errors import UserError, run_stage
+from stages.common.labels import join_labels, split_labels
 from stages.common.params import load_params
-from stages.common.predictions import write_predictions
+from stages.common.predictions import write_answers, write_predictions
 from stages.common.progress import progress
+from stages.common.schema.task import GenerationTask
 from stages.common.tables import iter_batches, read_table, row_count
 
 SPLITS = Path("data/splits")
 PREDICTIONS = Path("data/predictions")
 PARTS = ("validation", "test")
-# Bounds the memory of the fit, which holds some twenty copies of labels x features numbers.
-MOST_FEATURES = 100_000
 
 
-def fit_tfidf(texts: Iterable[str], labels: Sequence[str]) -> Pipeline:
-    """Fit logistic regression on the TF-IDF of single words and pairs; nothing in it is random.
-
-    The settings are scikit-learn's but for: pairs of words, logarithmic term counts, single signs as words (emoji,
-    "!" and one-letter words carry meaning, and a text of nothing else keeps a feature), no accents, and a weaker
-    penalty (C=10), which suits rows of length 1.
-
-    Args:
-        texts: n texts, read once.
-        labels: n labels, at least two different ones.
-    """
-    return make_pipeline(
-        TfidfVectorizer(
-            token_pattern=r"\w+|[^\w\s]",
-            ngram_range=(1, 2),
-            sublinear_tf=True,
-            strip_accents="unicode",
-            max_features=MOST_FEATURES,
-            dtype=np.float32,
-        ),
-        LogisticRegression(C=10, max_iter=1000),
-    ).fit(texts, labels)
-
-
-def tfidf_probabilities(model: Pipeline, texts: Iterable[str], label_names: Sequence[str]) -> np.ndarray:
-    """Probabilities of each text's labels, shape (n, k); 0 for a label that the model never saw."""
-    seen = model.predict_proba(texts).astype(np.float64)
-    probabilities = np.zeros((len(seen), len(label_names)))
-    probabilities[:, [label_names.index(label) for label in model.classes_]] = seen
-    # The features are float32; the sum is to be 1 in float64.
-    return probabilities / probabilities.sum(axis=1, keepdims=True)
-
-
-def label_shares(labels: Sequence[str], label_names: Sequence[str]) -> np.ndarray:
-    """Each label's share of `labels`, shape (k,)."""
-    return np.array([labels.count(name) for name in label_names]) / len(labels)
+# --- one label for each text ------------------------------------------------------------------------------------------
 
 
 def read_labels(path: Path) -> list[str]:
@@ -76,18 +53,9 @@ def read_labels(path: Path) -> list[str]:
     return labels
 
 
-def iter_texts(path: Path, what: str) -> Iterator[str]:
-    """The texts of a split, one by one, with progress."""
-    with progress(row_count(path), what) as bar:
-        for batch in iter_batches(path, ["text"]):
-            yield from batch["text"].to_pylist()
-            bar.update(batch.num_rows)
-
-
 def predict_part(part: str, model: Pipeline, shares: np.ndarray, label_names: list[str]) -> None:
     """Write both baselines' predictions for a part; of equally likely labels the first is predicted."""
-    table = read_table(SPLITS / f"{part}.parquet", ["id", "label"])
-    ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
+    ids, labels = read_rows(part)
     texts = iter_texts(SPLITS / f"{part}.parquet", f"predicting {part}")
     answers = {
         "tfidf": tfidf_probabilities(model, texts, label_names),
@@ -98,9 +66,8 @@ def predict_part(part: str, model: Pipeline, shares: np.ndarray, label_names: li
         write_predictions(PREDICTIONS / name / f"{part}.parquet", ids, labels, predictions, probabilities, label_names)
 
 
-def main() -> None:
-    """Write data/predictions/{tfidf,majority}/{validation,test}.parquet."""
-    label_names = load_params("task").task.labels
+def label_baselines(label_names: list[str]) -> None:
+    """Fit both baselines for tasks with one label for each text, and predict."""
     train = SPLITS / "train.parquet"
     labels = read_labels(train)
     shares = label_shares(labels, label_names)
@@ -109,6 +76,96 @@ def main() -> None:
     for part in PARTS:
         predict_part(part, model, shares, label_names)
     print(f"baseline: {model[0].idf_.size:,} words and pairs; most frequent is {label_names[shares.argmax()]!r}")
+
+
+# --- several labels for each text -------------------------------------------------------------------------------------
+
+
+def read_label_sets(path: Path, label_names: Sequence[str]) -> np.ndarray:
+    """Whether each label applies to each row, bool of shape (n, k).
+
+    Raises:
+        UserError: there is no label that applies to some rows and not to others.
+    """
+    cells = read_table(path, ["label"])["label"].to_pylist()
+    truth = np.array([[name in applying for name in label_names] for applying in map(split_labels, cells)], bool)
+    if not len(truth) or not (truth.any(axis=0) & ~truth.all(axis=0)).any():
+        raise UserError(
+            f"{path}: {len(truth):,} rows, and every label applies to all of them or to none: nothing to tell apart. "
+            "Look into the source's rows and ingest.columns.label."
+        )
+    return truth
+
+
+def label_set_baselines(label_names: list[str]) -> None:
+    """Fit both baselines for tasks with several labels for each text, and predict the labels of at least 0.5."""
+    train = SPLITS / "train.parquet"
+    truth = read_label_sets(train, label_names)
+    print(f"baseline: TF-IDF and {truth.shape[1]} logistic regressions on {len(truth):,} rows", flush=True)
+    model = fit_label_sets(iter_texts(train, "counting words"), truth)
+    for part in PARTS:
+        ids, labels = read_rows(part)
+        texts = iter_texts(SPLITS / f"{part}.parquet", f"predicting {part}")
+        answers = {
+            "tfidf": label_set_probabilities(model, texts),
+            "majority": np.tile(model.shares, (len(ids), 1)),
+        }
+        for name, probabilities in answers.items():
+            chosen = [[label_names[code] for code in np.flatnonzero(row)] for row in probabilities >= 0.5]
+            target = PREDICTIONS / name / f"{part}.parquet"
+            predictions = [join_labels(row) for row in chosen]
+            write_predictions(target, ids, labels, predictions, probabilities, label_names, multi_label=True)
+    print(f"baseline: {model.vectorizer.idf_.size:,} words and pairs for {len(label_names)} labels")
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def answer_baselines() -> None:
+    """Answer each question as the nearest one of train was answered, and with the most frequent answer."""
+    train = SPLITS / "train.parquet"
+    answers = read_table(train, ["label"])["label"]
+    if not len(answers):
+        raise UserError(f"{train}: has no rows to learn from. Lower split.validation_share and split.test_share.")
+    print(f"baseline: TF-IDF of {len(answers):,} questions", flush=True)
+    vectorizer, usual = tfidf_vectorizer(), most_frequent(answers)
+    known = vectorizer.fit_transform(iter_texts(train, "counting words"))
+    for part in PARTS:
+        ids, references = read_rows(part)
+        questions = vectorizer.transform(iter_texts(SPLITS / f"{part}.parquet", f"answering {part}"))
+        nearest = nearest_rows(known, questions)
+        found = [usual if row < 0 else answers[row].as_py() for row in nearest.tolist()]
+        write_answers(PREDICTIONS / "tfidf" / f"{part}.parquet", ids, references, found, None, None)
+        write_answers(PREDICTIONS / "majority" / f"{part}.parquet", ids, references, [usual] * len(ids), None, None)
+    print(f"baseline: {vectorizer.idf_.size:,} words and pairs of {len(answers):,} questions")
+
+
+# --- all kinds --------------------------------------------------------------------------------------------------------
+
+
+def read_rows(part: str) -> tuple[list[str], list[str]]:
+    """Ids and labels (or references) of a split."""
+    table = read_table(SPLITS / f"{part}.parquet", ["id", "label"])
+    return table["id"].to_pylist(), table["label"].to_pylist()
+
+
+def iter_texts(path: Path, what: str) -> Iterator[str]:
+    """The texts of a split, one by one, with progress."""
+    with progress(row_count(path), what) as bar:
+        for batch in iter_batches(path, ["text"]):
+            yield from batch["text"].to_pylist()
+            bar.update(batch.num_rows)
+
+
+def main() -> None:
+    """Write data/predictions/{tfidf,majority}/{validation,test}.parquet."""
+    task = load_params("task").task
+    if isinstance(task, GenerationTask):
+        answer_baselines()
+    elif task.multi_label:
+        label_set_baselines(task.labels)
+    else:
+        label_baselines(task.labels)
 
 
 if __name__ == "__main__":

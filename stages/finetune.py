@@ -14,9 +14,10 @@ from datasets import Dataset
 from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
 from stages.common.errors import UserError, run_stage
 from stages.common.model import compute_dtype, machine_device
-from stages.common.params import Finetune, load_params
-from stages.common.tables import read_json, table_metadata, write_json
-from stages.common.training.adapter_folder import hardware, library_versions, write_companions
+from stages.common.params import load_params
+from stages.common.schema.finetune import Finetune
+from stages.common.tables import read_json, row_count, table_metadata, write_json
+from stages.common.training.adapter_folder import hardware, library_versions, published_base, write_companions
 from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.checkpoints import (
     FINISHED,
@@ -26,6 +27,7 @@ from stages.common.training.checkpoints import (
     last_checkpoint,
     locked_run,
 )
+from stages.common.training.rows import longest_row, read_rows
 from stages.common.training.trainer import LOG_FOLDER, make_trainer, micro_batches
 
 PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
@@ -33,14 +35,13 @@ CODE_DIGEST = Path("data/code/finetune.sha256")
 ADAPTER = Path("models/adapter")
 
 
-def train(params: Finetune, max_length_tokens: int, folder: Path, rows: dict[str, Dataset]) -> AnswerLossTrainer:
+def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLossTrainer:
     """Train to the end, from the last checkpoint in `folder` where there is one; smaller batches when memory runs out.
 
     Args:
         params: the finetune block.
-        max_length_tokens: of the longest row.
         folder: this run's folder.
-        rows: "train" and "validation", each with `prompt_ids` and `completion_ids`.
+        rows: "train" and "validation", as `read_rows` gives them.
 
     Returns:
         A trainer whose model is the one with the best loss on validation.
@@ -54,7 +55,8 @@ def train(params: Finetune, max_length_tokens: int, folder: Path, rows: dict[str
             f"{torch.cuda.device_count()} GPUs are visible, and training uses one. Choose it in the environment, for "
             "example `CUDA_VISIBLE_DEVICES=0 dvc repro`."
         )
-    for micro in micro_batches(params.global_batch_size, max_length_tokens, device.type):
+    longest_tokens = longest_row(rows.values())
+    for micro in micro_batches(params.global_batch_size, longest_tokens, device.type):
         checkpoint = last_checkpoint(folder)
         start = f"from {checkpoint.name}" if checkpoint else "from the start"
         recompute = ", activations recomputed" if micro.recompute_activations else ""
@@ -70,7 +72,7 @@ def train(params: Finetune, max_length_tokens: int, folder: Path, rows: dict[str
         gc.collect()
         torch.cuda.empty_cache()
     raise UserError(
-        f"one row of up to {max_length_tokens} tokens does not fit into this device's memory. Use a smaller base "
+        f"one row of up to {longest_tokens} tokens does not fit into this device's memory. Use a smaller base "
         "model, a smaller format_prompts.max_length_tokens or a larger GPU."
     )
 
@@ -81,7 +83,7 @@ def summarise(trainer: AnswerLossTrainer, params: Finetune, available: int) -> d
     Args:
         trainer: after training.
         params: the finetune block.
-        available: rows of the training part.
+        available: rows to train on: for several labels a row one for each, with oversampling the repeated ones too.
     """
     state = trainer.state
     trainable, total = trainer.adapter.get_nb_trainable_parameters()
@@ -98,20 +100,12 @@ def summarise(trainer: AnswerLossTrainer, params: Finetune, available: int) -> d
     }
 
 
-def read_rows(cache_folder: Path) -> dict[str, Dataset]:
-    """The token columns of train and validation, mapped from disk rather than read into memory."""
-    return {
-        name: Dataset.from_parquet(str(path), columns=["prompt_ids", "completion_ids"], cache_dir=str(cache_folder))
-        for name, path in PARTS.items()
-    }
-
-
-def describe_origin(params: dict[str, Any], rows: dict[str, Dataset]) -> dict[str, Any]:
+def describe_origin(params: dict[str, Any]) -> dict[str, Any]:
     """What made the adapter: base, data and code by their hashes, parameters, libraries and hardware."""
     device = machine_device()
     return {
-        "base": read_json(BASE_PIN),
-        "data": {name: {"sha256": file_sha256(PARTS[name]), "rows": len(part)} for name, part in rows.items()},
+        "base": published_base(read_json(BASE_PIN)),
+        "data": {name: {"sha256": file_sha256(path), "rows": row_count(path)} for name, path in PARTS.items()},
         "code": CODE_DIGEST.read_text(encoding="utf-8").split()[0],
         "parameters": params,
         "libraries": library_versions(),
@@ -136,16 +130,14 @@ def main() -> None:
     params = load_params("finetune", "task")
     values = params.model_dump()
     key = fingerprint([*PARTS.values(), BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions()})
-    budget = max(table_metadata(path, "prompt_format")["max_length_tokens"] for path in PARTS.values())
     started = time.monotonic()
     with locked_run(checkpoint_root(), key) as run:
         if (run / FINISHED).is_dir():
             print(f"finetune: this very run has ended before; its adapter is used. To train again, remove {run}")
         else:
-            rows = read_rows(run / "datasets")
-            trainer = train(params.finetune, budget, run, rows)
-            origin = describe_origin(values, rows)
-            save_adapter(trainer, origin, summarise(trainer, params.finetune, len(rows["train"])), run)
+            rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, run / "datasets")
+            trainer = train(params.finetune, run, rows)
+            save_adapter(trainer, describe_origin(values), summarise(trainer, params.finetune, len(rows["train"])), run)
         summary = read_json(run / FINISHED / LOG_FOLDER / "summary.json")
         shutil.rmtree(ADAPTER, ignore_errors=True)
         shutil.copytree(run / FINISHED, ADAPTER)

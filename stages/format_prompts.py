@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.common.errors import UserError, listing, run_stage
 from stages.common.params import load_params
 from stages.common.progress import progress
-from stages.common.prompting.prompts import PromptFormat, build_format, encode_prompts
+from stages.common.prompting.kinds import GENERATION_KINDS, prompt_kind
+from stages.common.prompting.prompts import PromptFormat, build_format
+from stages.common.prompting.rows import FormattedRow, format_rows
 from stages.common.prompting.tokenizer import PromptTokenizer, load_prompt_tokenizer
+from stages.common.schema.prompts import FormatPrompts
+from stages.common.schema.task import ClassificationTask, Task
 from stages.common.tables import iter_batches, open_table, read_table, row_count, write_json
 
 RECORDS = Path("data/records.parquet")
@@ -23,13 +31,17 @@ PROMPTS = Path("data/prompts.parquet")
 REPORT = Path("data/reports/format_prompts.json")
 MOST_IDS_LISTED = 100
 
-_KEPT = ["id", "text", "label", "group", "split"]
+# Characters that are tokenised at a time: a tokenizer's own results take some fifty bytes for each.
+CHARACTERS_AT_ONCE = 2_000_000
+
+_KEPT = ["id", "text", "label", "group", "split", "slice"]
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _KEPT),
         ("prompt", pa.string()),
         ("completion", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
+        ("prompt_answer_mask", pa.list_(pa.bool_())),
         ("completion_ids", pa.list_(pa.int32())),
         ("shortened", pa.bool_()),
     ]
@@ -41,29 +53,34 @@ def main() -> None:
     params = load_params("task", "format_prompts")
     tokenizer = load_prompt_tokenizer(TOKENIZER)
     exemplars = read_table(EXEMPLARS, ["text", "label"]).to_pylist()
-    prompt_format = build_format(
-        style=params.format_prompts.style,
-        system=params.format_prompts.system,
-        template=params.format_prompts.template,
-        max_length_tokens=params.format_prompts.max_length_tokens,
-        labels=params.task.labels,
-        label_descriptions=params.task.label_descriptions,
-        exemplars=exemplars,
-        tokenizer=tokenizer,
-    )
+    prompt_format = task_format(params.task, params.format_prompts, exemplars, tokenizer)
     report = format_table(RECORDS, PROMPTS, prompt_format, tokenizer)
     if report["shortened_share"] > params.format_prompts.max_shortened_share:
-        raise UserError(
-            f"format_prompts.max_length_tokens: {report['shortened']:,} of {report['rows']:,} texts are longer than "
-            f"{report['max_length_tokens']} tokens allow, ids {listing(report['shortened_ids'])}. Raise it (it costs "
-            "time and memory), or allow a larger format_prompts.max_shortened_share."
-        )
+        raise _too_many_shortened(report, prompt_format)
     write_json(REPORT, report)
     tokens = report["prompt_tokens"]
     print(
-        f"format_prompts: {report['rows']:,} rows, {report['shortened']:,} texts shortened "
-        f"({report['shortened_share']:.1%}), tokens in a prompt: median {tokens['p50']}, 95 % at most "
-        f"{tokens['p95']}, longest {tokens['max']}"
+        f"format_prompts: {report['rows']:,} rows, {report['shortened']:,} {_what(prompt_format)} shortened "
+        f"({report['shortened_share']:.1%}{_details(report)}), tokens in a prompt: median {tokens['p50']}, 95 % at "
+        f"most {tokens['p95']}, longest {tokens['max']}"
+    )
+
+
+def task_format(
+    task: Task, params: FormatPrompts, exemplars: list[dict[str, str]], tokenizer: PromptTokenizer
+) -> PromptFormat:
+    """The format of a task's prompts; see `build_format`."""
+    labelled = task if isinstance(task, ClassificationTask) else None
+    return build_format(
+        kind=prompt_kind(task),
+        style=params.style,
+        system=params.system,
+        template=params.template,
+        max_length_tokens=params.max_length_tokens,
+        labels=labelled.labels if labelled else [],
+        label_descriptions=labelled.label_descriptions if labelled else None,
+        exemplars=exemplars,
+        tokenizer=tokenizer,
     )
 
 
@@ -73,52 +90,117 @@ def format_table(
     """Format the table `records` into the table `prompts`, a batch in memory at a time.
 
     Returns:
-        The stage's report: rows, shortened (count, share, the first 100 ids) and quantiles of the prompts' lengths in
-        tokens.
+        The stage's report, see `Tally`.
 
     Raises:
         UserError: there are no records.
     """
-    lengths = array("i")
-    shortened = 0
-    shortened_ids: list[str] = []
     rows = row_count(records)
     if rows == 0:
         raise UserError(f"{records}: holds no rows. Look into data/raw/ and ingest.columns, then run `dvc repro`.")
+    tally = Tally()
+    wanted = ["text", "label", *(["messages"] if prompt_format.kind == "chat" else [])]
     metadata = {"prompt_format": prompt_format.to_json()}
     with open_table(prompts, SCHEMA, metadata) as table, progress(rows, "formatting prompts") as bar:
-        for batch in iter_batches(records, columns=_KEPT):
-            formatted = format_batch(batch, prompt_format, tokenizer)
-            table.add_batch(formatted)
-            lengths.extend(formatted["prompt_ids"].value_lengths().to_pylist())
-            shortened_rows = formatted.filter(formatted["shortened"])
-            shortened += shortened_rows.num_rows
-            shortened_ids += shortened_rows["id"].slice(0, MOST_IDS_LISTED - len(shortened_ids)).to_pylist()
-            bar.update(batch.num_rows)
+        for batch in iter_batches(records, columns=[*_KEPT, *wanted[2:]]):
+            pieces = []
+            for piece in _pieces(batch):
+                formatted = format_rows(prompt_format, tokenizer, piece.select(wanted).to_pylist())
+                pieces.append(_to_batch(piece, formatted))
+                tally.add(piece["id"].to_pylist(), formatted)
+                bar.update(len(formatted))
+            table.add_batch(pa.concat_batches(pieces))
+    return tally.report(prompt_format)
+
+
+@dataclass
+class Tally:
+    """What the rows formatted so far add up to."""
+
+    prompt_tokens: array[int] = field(default_factory=lambda: array("i"))
+    answer_tokens: array[int] = field(default_factory=lambda: array("i"))
+    shortened: int = 0
+    answers_cut: int = 0
+    turns_dropped: int = 0
+    shortened_ids: list[str] = field(default_factory=list)
+
+    def add(self, ids: list[str], rows: list[FormattedRow]) -> None:
+        """Count some rows, with their ids."""
+        self.prompt_tokens.extend(len(row.prompt_ids) for row in rows)
+        self.answer_tokens.extend(len(row.completion_ids or []) for row in rows)
+        self.shortened += sum(row.shortened for row in rows)
+        self.answers_cut += sum(row.answer_cut for row in rows)
+        self.turns_dropped += sum(row.turns_dropped for row in rows)
+        found = [identity for identity, row in zip(ids, rows, strict=True) if row.shortened]
+        self.shortened_ids += found[: MOST_IDS_LISTED - len(self.shortened_ids)]
+
+    def report(self, prompt_format: PromptFormat) -> dict[str, Any]:
+        """The report on at least one row.
+
+        Returns:
+            rows, shortened (count, share, the first 100 ids) and quantiles of the prompts' lengths in tokens. Where
+            answers are texts also the quantiles of theirs, and how many of the shortened rows lost the end of their
+            answer (answers_cut) or, with conversations, their first turns (turns_dropped).
+        """
+        rows = len(self.prompt_tokens)
+        report: dict[str, Any] = {
+            "rows": rows,
+            "shortened": self.shortened,
+            "shortened_share": self.shortened / rows,
+            "shortened_ids": self.shortened_ids,
+            "prompt_tokens": _quantiles(self.prompt_tokens),
+            "max_length_tokens": prompt_format.max_length_tokens,
+        }
+        if prompt_format.kind in GENERATION_KINDS:
+            report |= {"answers_cut": self.answers_cut, "answer_tokens": _quantiles(self.answer_tokens)}
+        if prompt_format.kind == "chat":
+            report["turns_dropped"] = self.turns_dropped
+        return report
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in slices of about CHARACTERS_AT_ONCE, at least a row each."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for name in {"text", "label", "messages"} & set(batch.schema.names):
+        sizes += pc.utf8_length(batch[name]).to_numpy(zero_copy_only=False)
+    pieces = np.cumsum(sizes) // CHARACTERS_AT_ONCE
+    starts = [0, *(np.flatnonzero(np.diff(pieces)) + 1).tolist(), batch.num_rows]
+    for start, end in pairwise(starts):
+        yield batch.slice(start, end - start)
+
+
+def _to_batch(records: pa.RecordBatch, formatted: list[FormattedRow]) -> pa.RecordBatch:
+    """The records with their prompts and completions; columns as in SCHEMA, rows in the same order."""
+    made = [
+        pa.array([getattr(row, column.name) for row in formatted], column.type) for column in list(SCHEMA)[len(_KEPT) :]
+    ]
+    return pa.RecordBatch.from_arrays([*(records[name] for name in _KEPT), *made], schema=SCHEMA)
+
+
+def _quantiles(lengths: array[int]) -> dict[str, int]:
     p50, p95, longest = np.quantile(lengths, [0.5, 0.95, 1], method="inverted_cdf")
-    return {
-        "rows": rows,
-        "shortened": shortened,
-        "shortened_share": shortened / rows,
-        "shortened_ids": shortened_ids,
-        "prompt_tokens": {"p50": int(p50), "p95": int(p95), "max": int(longest)},
-        "max_length_tokens": prompt_format.max_length_tokens,
-    }
+    return {"p50": int(p50), "p95": int(p95), "max": int(longest)}
 
 
-def format_batch(batch: pa.RecordBatch, prompt_format: PromptFormat, tokenizer: PromptTokenizer) -> pa.RecordBatch:
-    """The batch's records with their prompts and completions; columns as in SCHEMA, rows in the same order."""
-    encoded = encode_prompts(prompt_format, tokenizer, batch["text"].to_pylist())
-    completions = [prompt_format.completions[label] for label in batch["label"].to_pylist()]
-    columns = {
-        "prompt": [prompt.text for prompt in encoded],
-        "completion": [completion["text"] for completion in completions],
-        "prompt_ids": [prompt.ids for prompt in encoded],
-        "completion_ids": [completion["ids"] for completion in completions],
-        "shortened": [prompt.shortened for prompt in encoded],
-    }
-    made = [pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()]
-    return pa.RecordBatch.from_arrays([*(batch[name] for name in _KEPT), *made], schema=SCHEMA)
+def _too_many_shortened(report: dict[str, Any], prompt_format: PromptFormat) -> UserError:
+    return UserError(
+        f"format_prompts.max_length_tokens: {report['shortened']:,} of {report['rows']:,} {_what(prompt_format)} are "
+        f"longer than {report['max_length_tokens']} tokens allow{_details(report)}, ids "
+        f"{listing(report['shortened_ids'])}. Raise it (it costs time and memory), or allow a larger "
+        "format_prompts.max_shortened_share."
+    )
+
+
+def _what(prompt_format: PromptFormat) -> str:
+    return {"chat": "conversations", "question_answering": "questions with their answers"}.get(
+        prompt_format.kind, "texts"
+    )
+
+
+def _details(report: dict[str, Any]) -> str:
+    """How rows were shortened, where it was not the text alone."""
+    words = {"turns_dropped": "conversations without their first turns", "answers_cut": "answers cut"}
+    return "".join(f"; {report[key]:,} {text}" for key, text in words.items() if key in report)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 
+from stages.common.base import TOKENIZER_FOLDER
+from stages.common.branches import label_branches
 from stages.common.errors import UserError, run_stage
-from stages.common.params import Infer, load_params
-from stages.common.predictions import write_predictions
+from stages.common.params import load_params
+from stages.common.predictions import write_answers, write_predictions
 from stages.common.progress import progress
-from stages.common.tables import iter_batches, table_metadata
+from stages.common.prompting.kinds import prompt_kind
+from stages.common.schema.measuring import Infer
+from stages.common.schema.task import ClassificationTask, Task
+from stages.common.tables import iter_batches, read_table, row_count, table_metadata
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,123 +29,132 @@ PARTS = ("validation", "test")
 SPLITS_FOLDER = Path("data/splits")
 PREDICTIONS_FOLDER = Path("data/predictions")
 ADAPTER_FOLDER = Path("models/adapter")
-TOKENIZER_PATH = Path("models/tokenizer/tokenizer.json")
-# By device. A CPU is fastest while a batch fits its cache: 2,048 beat 4,096 by 1.2 and 8,192 by 1.4 on two AVX2 cores.
-TOKENS_PER_BATCH = {"cuda": 16_384, "cpu": 2_048}
 
 
-def predict(
-    model: PreTrainedModel | PeftModel,
-    prompts: list[list[int]],
-    label_ids: dict[str, list[int]],
-    params: Infer,
-    advance: Callable[[int], object],
-) -> tuple[list[str], np.ndarray | None]:
-    """A label for each prompt and, when labels are scored, the posterior over all labels.
-
-    The posterior is the labels' likelihoods (each label whole, with its terminator) divided by their sum: the
-    probability of each label given that the answer is one of them. Of equally likely labels the first is predicted.
-
-    Args:
-        model: the model in evaluation mode.
-        prompts: token ids of each row's prompt; may be empty.
-        label_ids: token ids of each label's completion, terminator included.
-        params: method and longest answer.
-        advance: is told how many rows are done, after each batch.
-
-    Returns:
-        Labels, or `<invalid>` where a generated answer is none of them; and probabilities, float64 of shape
-        (prompts, labels), or None when answers are generated.
+def read_prompt_format(split_path: Path, task: Task, params: Infer) -> dict[str, Any]:
+    """How a split file's prompts were made, from its footer, checked against params.yaml.
 
     Raises:
-        UserError: the model's scores are not finite, or the GPU's memory is too small for one prompt.
+        UserError: the file was made for another task or other labels, or a label is longer than the answers that may
+            be generated.
     """
-    labels, tokens_per_batch = list(label_ids), TOKENS_PER_BATCH[model.device.type]
-    if params.max_new_tokens is not None:
-        from tokenizers import Tokenizer
-
-        from stages.common.scoring.generation import generate_answers, match_label
-
-        tokenizer = Tokenizer.from_file(str(TOKENIZER_PATH))
-        ends = sorted({ids[-1] for ids in label_ids.values()})
-        answers = generate_answers(model, tokenizer, prompts, ends, params.max_new_tokens, tokens_per_batch, advance)
-        return [match_label(answer, labels) for answer in answers], None
-
-    from stages.common.scoring.label_scores import score_labels
-
-    scores = score_labels(model, prompts, list(label_ids.values()), tokens_per_batch, advance)
-    if not np.isfinite(scores).all():
+    prompt_format: dict[str, Any] = table_metadata(split_path, "prompt_format")
+    again = "Run `dvc repro format_prompts split` first, or put"
+    if prompt_format.get("kind") != prompt_kind(task):
         raise UserError(
-            "the model's label scores are not finite numbers: its weights are broken, most likely because training "
-            "diverged. Lower finetune.learning_rate or finetune.max_gradient_norm, then run `dvc repro`."
+            f"{split_path}: was made for a task of the kind {prompt_format.get('kind')!r}, but params.yaml asks for "
+            f"{prompt_kind(task)!r} (task.kind and task.multi_label). {again} the task back."
         )
-    return [labels[index] for index in scores.argmax(axis=1)], posterior(scores)
+    if isinstance(task, ClassificationTask):
+        if prompt_format["labels"] != task.labels:
+            raise UserError(
+                f"{split_path}: was made for the labels {prompt_format['labels']}, but task.labels in params.yaml is "
+                f"{task.labels}. {again} task.labels back."
+            )
+        _check_room_for_labels(label_ids(prompt_format), params)
+    return prompt_format
 
 
-def posterior(log_likelihoods: np.ndarray) -> np.ndarray:
-    """Likelihoods of shape (rows, labels) normalised over the labels, which are equally likely beforehand."""
-    likelihoods = np.exp(log_likelihoods - log_likelihoods.max(axis=1, keepdims=True))
-    return likelihoods / likelihoods.sum(axis=1, keepdims=True)
+def label_ids(prompt_format: dict[str, Any]) -> dict[str, list[int]]:
+    """Token ids of each completion: of the labels in their order, or of all answers with several labels for a row."""
+    names = prompt_format["completions"] if prompt_format["kind"] == "multi_label" else prompt_format["labels"]
+    return {name: list(prompt_format["completions"][name]["ids"]) for name in names}
 
 
-def read_label_ids(split_path: Path, labels: list[str], params: Infer) -> dict[str, list[int]]:
-    """Each label's tokens, in the order of `labels`, from the footer of a split file.
-
-    Raises:
-        UserError: the file was made for other labels, or a label is longer than the answers that may be generated.
-    """
-    prompt_format = table_metadata(split_path, "prompt_format")
-    if prompt_format["labels"] != labels:
-        raise UserError(
-            f"{split_path}: was made for the labels {prompt_format['labels']}, but task.labels in params.yaml is "
-            f"{labels}. Run `dvc repro format_prompts split` first, or put task.labels back."
-        )
-    label_ids = {label: list(prompt_format["completions"][label]["ids"]) for label in labels}
-    longest = max(labels, key=lambda label: len(label_ids[label]))
-    if params.max_new_tokens is not None and params.max_new_tokens < len(label_ids[longest]):
+def _check_room_for_labels(ids: dict[str, list[int]], params: Infer) -> None:
+    longest = max(ids, key=lambda label: len(ids[label]))
+    if params.max_new_tokens is not None and params.max_new_tokens < len(ids[longest]):
         raise UserError(
             f"infer.max_new_tokens: {params.max_new_tokens} cuts answers short: the label {longest!r} takes "
-            f"{len(label_ids[longest])} tokens, its end included. Give at least that."
+            f"{len(ids[longest])} tokens, its end included. Give at least that."
         )
-    return label_ids
 
 
-def predict_part(
+def predict_labels(
     model: PreTrainedModel | PeftModel,
     split_path: Path,
-    label_ids: dict[str, list[int]],
+    prompt_format: dict[str, Any],
     params: Infer,
     predictions_path: Path,
-) -> int:
-    """Predict every row of a split file and write the predictions in its order; return the number of rows."""
-    lengths = _prompt_lengths(split_path)
+) -> None:
+    """Predict the label or labels of every row of a split file, and write the predictions in its order."""
+    from stages.common.scoring.label_predictions import predict_label, predict_label_sets
+
+    multi_label = prompt_format["kind"] == "multi_label"
     if params.method == "label_scores":
-        _warn_when_slow(model, max(lengths, default=0), label_ids)
+        _warn_when_slow(model, split_path, label_ids(prompt_format))
     ids: list[str] = []
     true_labels: list[str] = []
-    answers: list[str] = []
-    probabilities = [np.empty((0, len(label_ids)))]
-    with progress(len(lengths), f"predicting {split_path.stem}") as bar:
+    predictions: list[str] = []
+    probabilities = [np.empty((0, len(prompt_format["labels"])))]
+    with progress(row_count(split_path), f"predicting {split_path.stem}") as bar:
         for batch in iter_batches(split_path, ["id", "label", "prompt_ids"]):
-            found, shares = predict(model, batch["prompt_ids"].to_pylist(), label_ids, params, bar.update)
+            prompts = batch["prompt_ids"].to_pylist()
+            found: tuple[list[str], np.ndarray | None]
+            if multi_label:
+                found = predict_label_sets(model, prompts, label_branches(prompt_format), bar.update)
+            else:
+                found = predict_label(model, prompts, label_ids(prompt_format), params, bar.update)
             ids += batch["id"].to_pylist()
             true_labels += batch["label"].to_pylist()
-            answers += found
-            probabilities += [] if shares is None else [shares]
+            predictions += found[0]
+            probabilities += [] if found[1] is None else [found[1]]
     table = np.concatenate(probabilities) if params.method == "label_scores" else None
-    write_predictions(predictions_path, ids, true_labels, answers, table, list(label_ids))
-    return len(ids)
+    names = prompt_format["labels"]
+    write_predictions(predictions_path, ids, true_labels, predictions, table, names, multi_label=multi_label)
 
 
-def _prompt_lengths(split_path: Path) -> list[int]:
-    batches = iter_batches(split_path, ["prompt_ids"])
-    return [length for batch in batches for length in pc.list_value_length(batch["prompt_ids"]).to_pylist()]
+def predict_answers(
+    model: PreTrainedModel | PeftModel,
+    split_path: Path,
+    prompt_format: dict[str, Any],
+    params: Infer,
+    predictions_path: Path,
+) -> None:
+    """Answer every row of a split file, find how likely the reference answers are, and write both in its order."""
+    log_likelihoods, tokens = _score_references(model, split_path)
+    answers = _answer(model, split_path, prompt_format["terminator_ids"], params)
+    rows = read_table(split_path, ["id", "label"]).to_pydict()
+    write_answers(predictions_path, rows["id"], rows["label"], answers, log_likelihoods, tokens)
 
 
-def _warn_when_slow(model: PreTrainedModel | PeftModel, longest_prompt: int, label_ids: dict[str, list[int]]) -> None:
+def _score_references(model: PreTrainedModel | PeftModel, split_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    from stages.common.scoring.batches import TOKENS_PER_BATCH
+    from stages.common.scoring.references import score_references
+
+    scores, lengths = [np.empty(0)], [np.empty(0, dtype=np.int64)]
+    with progress(row_count(split_path), f"scoring the reference answers of {split_path.stem}") as bar:
+        for batch in iter_batches(split_path, ["prompt_ids", "completion_ids"]):
+            prompts, references = batch["prompt_ids"].to_pylist(), batch["completion_ids"].to_pylist()
+            found = score_references(model, prompts, references, TOKENS_PER_BATCH[model.device.type], bar.update)
+            scores.append(found)
+            lengths.append(np.array([len(reference) for reference in references], dtype=np.int64))
+    return np.concatenate(scores), np.concatenate(lengths)
+
+
+def _answer(model: PreTrainedModel | PeftModel, split_path: Path, terminators: list[int], params: Infer) -> list[str]:
+    from tokenizers import Tokenizer
+
+    from stages.common.scoring.batches import TOKENS_PER_GENERATED_BATCH
+    from stages.common.scoring.generation import generate_answers
+
+    assert params.max_new_tokens is not None, "params.yaml was checked: answers are generated"
+    tokenizer = Tokenizer.from_file(str(TOKENIZER_FOLDER / "tokenizer.json"))
+    most, limit = TOKENS_PER_GENERATED_BATCH[model.device.type], params.max_new_tokens
+    answers: list[str] = []
+    with progress(row_count(split_path), f"answering {split_path.stem}") as bar:
+        for batch in iter_batches(split_path, ["prompt_ids"]):
+            prompts = batch["prompt_ids"].to_pylist()
+            answers += generate_answers(model, tokenizer, prompts, terminators, limit, most, bar.update)
+    return [answer.strip() for answer in answers]  # as the references are
+
+
+def _warn_when_slow(model: PreTrainedModel | PeftModel, split_path: Path, ids: dict[str, list[int]]) -> None:
     from stages.common.scoring.label_scores import plain_path_reason
 
-    reason = plain_path_reason(model, longest_prompt + max(map(len, label_ids.values())))
+    lengths = [pc.max(pc.list_value_length(batch["prompt_ids"])) for batch in iter_batches(split_path, ["prompt_ids"])]
+    longest_prompt = max((length.as_py() for length in lengths), default=0)
+    reason = plain_path_reason(model, longest_prompt + max(map(len, ids.values())))
     if reason is not None:
         print(f"each label is run by itself, which is slower: {reason}", flush=True)
 
@@ -157,15 +170,17 @@ def main() -> None:
     params = load_params("infer", "task")
     name = arguments[0] if arguments else "adapter"
     paths = [SPLITS_FOLDER / f"{part}.parquet" for part in PARTS]
-    label_ids = [read_label_ids(path, params.task.labels, params.infer) for path in paths]
+    formats = [read_prompt_format(path, params.task, params.infer) for path in paths]
+    predict = predict_labels if isinstance(params.task, ClassificationTask) else predict_answers
     print(f"infer: loading the base model{' and the adapter' if name == 'adapter' else ''}", flush=True)
     # Importing torch and transformers takes seconds, in which the line above is on the screen.
     from stages.common.model import load_model
 
     model = load_model(ADAPTER_FOLDER if name == "adapter" else None)
-    for path, ids in zip(paths, label_ids, strict=True):
+    for path, prompt_format in zip(paths, formats, strict=True):
         started = time.perf_counter()
-        count = predict_part(model, path, ids, params.infer, PREDICTIONS_FOLDER / name / path.name)
+        predict(model, path, prompt_format, params.infer, PREDICTIONS_FOLDER / name / path.name)
+        count = row_count(path)
         rate = count / (time.perf_counter() - started)
         print(f"infer: {name} predicted {count:,} rows of {path.stem}, {rate:,.1f} rows/s", flush=True)
 

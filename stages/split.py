@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,18 @@ from stages.common.leakage import (
     TEST,
     TRAIN,
     VALIDATION,
+    Flags,
     Integers,
     Rows,
     drop_leaks,
     leakage_error,
 )
-from stages.common.params import Split, load_params
+from stages.common.params import load_params
 from stages.common.progress import progress
+from stages.common.prompting.kinds import prompt_kind, task_labels
+from stages.common.schema.prompts import Split
+from stages.common.schema.task import Task
+from stages.common.strata import applying_labels, most_frequent, strata_of
 from stages.common.tables import (
     iter_batches,
     open_parquet,
@@ -40,48 +44,49 @@ from stages.common.text_keys import group_key
 PROMPTS = Path("data/prompts.parquet")
 SPLITS = Path("data/splits")
 REPORT = Path("data/reports/split.json")
-COLUMNS = ["id", "text", "label", "group", "prompt", "completion", "prompt_ids", "completion_ids"]
+COLUMNS = ["id", "text", "label", "group", "slice", "prompt", "completion"]
+COLUMNS += ["prompt_ids", "prompt_answer_mask", "completion_ids"]
 MOST_LISTED = 100
 
 
 def main() -> None:
     """Split data/prompts.parquet."""
     params = load_params("split", "task")
-    labels = params.task.labels
-    rows = read_rows(PROMPTS, labels)
+    labels = task_labels(params.task)
+    rows = read_rows(PROMPTS, params.task)
     parts = assign_parts(rows, labels, params.split)
     parts, leaks = drop_leaks(parts, rows)
     if leaks and params.split.leakage == "error":
         raise leakage_error(leaks, _ids(PROMPTS))
-    check_every_part_has_every_label(parts, rows, labels, params.split)
+    check_every_part(parts, rows, params.task, params.split)
     write_parts(PROMPTS, SPLITS, parts)
     report = split_report(parts, rows, labels)
-    write_json(
-        REPORT, report | {"dropped_ids": _ids(PROMPTS).filter(pa.array(parts == DROPPED))[:MOST_LISTED].to_pylist()}
-    )
+    dropped_ids = _ids(PROMPTS).filter(pa.array(parts == DROPPED))[:MOST_LISTED].to_pylist()
+    write_json(REPORT, report | {"dropped_ids": dropped_ids})
     print(f"split: {_summary(report)}")
 
 
-def read_rows(prompts: Path, labels: list[str]) -> Rows:
+def read_rows(prompts: Path, task: Task) -> Rows:
     """Read what decides about the parts; the texts themselves are not kept.
 
     Raises:
-        UserError: some rows have a published split and others do not, or the prompts are of other labels.
+        UserError: some rows have a published split and others do not, or the prompts are of another task.
     """
     total = row_count(prompts)
-    if table_metadata(prompts, "prompt_format")["labels"] != labels:
-        raise UserError(f"{prompts}: was made with other labels than task.labels {labels}. Run `dvc repro`.")
-    label_index = {label: index for index, label in enumerate(labels)}
+    labels, kind = task_labels(task), prompt_kind(task)
+    prompt_format = table_metadata(prompts, "prompt_format")
+    if (prompt_format.get("kind"), prompt_format["labels"]) != (kind, labels):
+        raise UserError(f"{prompts}: was made for another kind of task or other labels than {labels}. Run `dvc repro`.")
     part_index = {part: index for index, part in enumerate(PARTS)} | {None: DROPPED}
     columns: tuple[list[Any], ...] = ([], [], [], [])
     with progress(total, "reading texts") as bar:
         for batch in iter_batches(prompts, columns=["text", "label", "group", "split"]):
-            columns[0].append(np.array([label_index[label] for label in batch["label"].to_pylist()], np.int64))
+            columns[0].append(applying_labels(batch["label"].to_pylist(), labels, kind == "multi_label"))
             columns[1].append(np.array(batch["group"].to_pylist(), np.bytes_))
             columns[2].append(np.array([group_key(text) for text in batch["text"].to_pylist()], np.bytes_))
             columns[3].append(np.array([part_index[part] for part in batch["split"].to_pylist()], np.int64))
             bar.update(batch.num_rows)
-    label_rows, groups, texts, published = map(np.concatenate, columns)
+    flags, groups, texts, published = map(np.concatenate, columns)
     without = np.flatnonzero(published == DROPPED)
     if 0 < len(without) < total:
         raise UserError(
@@ -89,18 +94,18 @@ def read_rows(prompts: Path, labels: list[str]) -> Rows:
             f"{_ids(prompts)[without[0]].as_py()!r}. Give every row train, validation or test in ingest.columns.split, "
             "or set ingest.columns.split to null."
         )
-    return Rows(label_rows, groups, texts, published if not len(without) else None)
+    return Rows(strata_of(flags), flags, groups, texts, published if not len(without) else None)
 
 
 def assign_parts(rows: Rows, labels: list[str], params: Split) -> Integers:
-    """Put every row into a part, groups whole, labels in equal shares; published parts stay as they are.
+    """Put every row into a part, groups whole, strata in equal shares; published parts stay as they are.
 
     What is missing is taken out of the published train (out of everything when nothing is published), test before
     validation. A share is one of all groups, rounded up. The result depends on the set of groups, not on their order.
 
     Args:
         rows: see `Rows`.
-        labels: task.labels.
+        labels: task.labels; empty where answers are texts.
         params: seed and shares.
 
     Returns:
@@ -110,7 +115,7 @@ def assign_parts(rows: Rows, labels: list[str], params: Split) -> Integers:
         UserError: a published split without train, or too few groups for the parts to be made.
     """
     groups, group_of_row = np.unique(rows.groups, return_inverse=True)
-    parts = np.zeros(len(rows.labels), np.int64) if rows.published is None else rows.published.copy()
+    parts = np.zeros(len(rows.strata), np.int64) if rows.published is None else rows.published.copy()
     if not (parts == TRAIN).any():
         raise UserError(
             "split: the published split has no train rows, so there is nothing to train on or to take the other parts "
@@ -123,10 +128,10 @@ def assign_parts(rows: Rows, labels: list[str], params: Split) -> Integers:
     ]
     in_train = parts == TRAIN
     _check_enough_groups(rows.labels[in_train], group_of_row[in_train], labels, wanted, params)
-    strata = _most_frequent_label(group_of_row[in_train], rows.labels[in_train], len(labels))
+    strata = most_frequent(group_of_row[in_train], rows.strata[in_train], len(labels) + 1)
     pool = np.unique(group_of_row[in_train])
     # A label that is hardly ever a group's most frequent one cannot be shared out by whole groups on its own.
-    counts = np.bincount(strata, minlength=len(labels))
+    counts = np.bincount(strata, minlength=len(labels) + 1)
     strata[counts[strata] <= len(wanted)] = counts.argmax()
     for part, share in wanted:
         size = _ceil(share * len(groups))
@@ -142,55 +147,51 @@ def _take(pool: Integers, strata: Integers, size: int, part: int, params: Split)
     if size < n_strata or len(pool) - size < n_strata or np.unique(strata, return_counts=True)[1].min() < 2:
         raise UserError(
             f"split.{PARTS[part]}_share: {len(pool):,} groups are too few to take {size:,} for {PARTS[part]} and leave "
-            f"train some of each of {n_strata} labels. Change split.{PARTS[part]}_share, add rows, or group them by a "
-            "finer column in ingest.columns.group."
+            f"train some{f' of each of {n_strata} labels' if n_strata > 1 else ''}. Change split.{PARTS[part]}_share, "
+            "add rows, or group them by a finer column in ingest.columns.group."
         )
     kept, taken = train_test_split(np.arange(len(pool)), test_size=size, stratify=strata, random_state=params.seed)
     return kept, taken
 
 
-def _most_frequent_label(groups: Integers, labels: Integers, n_labels: int) -> Integers:
-    """For each group, in order: its rows' most frequent label, the first in task.labels where two are equal."""
-    pairs, counts = np.unique(groups * n_labels + labels, return_counts=True)
-    pair_groups, pair_labels = np.divmod(pairs, n_labels)
-    order = np.lexsort((pair_labels, -counts, pair_groups))
-    _, first = np.unique(pair_groups[order], return_index=True)
-    return pair_labels[order][first]
-
-
 def _check_enough_groups(
-    label_rows: Integers, groups: Integers, labels: list[str], wanted: list[tuple[int, float]], params: Split
+    label_rows: Flags, groups: Integers, labels: list[str], wanted: list[tuple[int, float]], params: Split
 ) -> None:
-    if not wanted:
-        return
-    pairs = np.unique(groups * len(labels) + label_rows)
-    counts = np.bincount(pairs % len(labels), minlength=len(labels))
-    for label, count in zip(labels, counts, strict=True):
+    for index, label in enumerate(labels if wanted else []):
+        count = len(np.unique(groups[label_rows[:, index]]))
         if count <= len(wanted):
-            raise _too_few(label, int(count), "to share out", params)
+            raise _too_few(label, True, count, "to share out", params)
 
 
-def check_every_part_has_every_label(parts: Integers, rows: Rows, labels: list[str], params: Split) -> None:
-    """Make sure that each label can be learned, chosen on and measured.
+def check_every_part(parts: Integers, rows: Rows, task: Task, params: Split) -> None:
+    """Make sure that there is something to learn, to choose on and to measure: for each label, where there are labels.
 
     Raises:
-        UserError: a part lacks a label.
+        UserError: a part is empty, or lacks a label, or with multi_label a text without it.
     """
+    labels, several = task_labels(task), prompt_kind(task) == "multi_label"
     for part, name in enumerate(PARTS):
-        counts = np.bincount(rows.labels[parts == part], minlength=len(labels))
+        inside = rows.labels[parts == part]
+        if not labels and not len(inside):
+            raise UserError(f"split: no rows are left in {name}. Add some, or set ingest.columns.split to null.")
         for index, label in enumerate(labels):
-            if counts[index] == 0:
-                groups = len(np.unique(rows.groups[rows.labels == index]))
-                raise _too_few(label, groups, f"and none of them is in {name}", params)
+            having = rows.labels[:, index]
+            if not inside[:, index].any():
+                groups = len(np.unique(rows.groups[having]))
+                raise _too_few(label, True, groups, f"and none of them is in {name}", params)
+            if several and inside[:, index].all():
+                groups = len(np.unique(rows.groups[~having]))
+                raise _too_few(label, False, groups, f"and none of them is in {name}", params)
 
 
-def _too_few(label: str, groups: int, why: str, params: Split) -> UserError:
+def _too_few(label: str, applies: bool, groups: int, why: str, params: Split) -> UserError:
     needed = _ceil(1 / min(params.validation_share, params.test_share))
+    has, it, rows = ("has", "it", "with") if applies else ("is lacking in", "a text without it", "without")
     return UserError(
-        f"split: label {label!r} has {groups:,} groups of equal texts (or of one value of ingest.columns.group) {why}; "
-        f"about {needed:,} are needed so that train, validation and test each have it. Add rows with this label, make "
-        "split.validation_share and split.test_share larger, or take the label out of task.labels or join it with "
-        "another one through aliases in ingest.columns.label."
+        f"split: label {label!r} {has} {groups:,} groups of equal texts (or of one value of ingest.columns.group) "
+        f"{why}; about {needed:,} are needed so that train, validation and test each have {it}. Add rows {rows} this "
+        "label, make split.validation_share and split.test_share larger, or take the label out of task.labels or join "
+        "it with another one through aliases in ingest.columns.label."
     )
 
 
@@ -212,16 +213,14 @@ def write_parts(prompts: Path, folder: Path, parts: Integers) -> None:
 
 
 def split_report(parts: Integers, rows: Rows, labels: list[str]) -> dict[str, Any]:
-    """Counts for the report: rows, groups and rows of each label in every part, and rows dropped from each."""
+    """Counts for the report: rows, groups and, with labels, rows of each in every part; and rows dropped from all."""
     report: dict[str, Any] = {"published": rows.published is not None}
     for part, name in enumerate(PARTS):
         inside = parts == part
-        counts = Counter(rows.labels[inside].tolist())
-        report[name] = {
-            "rows": int(inside.sum()),
-            "groups": len(np.unique(rows.groups[inside])),
-            "labels": {label: counts[index] for index, label in enumerate(labels)},
-        }
+        report[name] = {"rows": int(inside.sum()), "groups": len(np.unique(rows.groups[inside]))}
+        if labels:
+            counts = rows.labels[inside].sum(axis=0).tolist()
+            report[name]["labels"] = dict(zip(labels, counts, strict=True))
     report["dropped"] = int((parts == DROPPED).sum())
     return report
 
@@ -231,8 +230,8 @@ def _summary(report: dict[str, Any]) -> str:
     shown = []
     for name in PARTS:
         part = report[name]
-        shares = ", ".join(f"{label} {count / part['rows']:.1%}" for label, count in part["labels"].items())
-        shown.append(f"{name} {part['rows']:,} rows ({shares})")
+        shares = [f"{label} {count / part['rows']:.1%}" for label, count in part.get("labels", {}).items()]
+        shown.append(f"{name} {part['rows']:,} rows" + (f" ({', '.join(shares)})" if shares else ""))
     dropped = f"; {report['dropped']:,} rows dropped for leakage" if report["dropped"] else ""
     return "; ".join(shown) + dropped
 

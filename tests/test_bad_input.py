@@ -165,6 +165,64 @@ def right_wheel_hash(place: Workplace) -> None:
     place.set("ingest.source.sha256", sha256(next((place.folder / "wheels").iterdir())))
 
 
+def talks(cell: Any, kind: str = "chat", form: str = "messages") -> Callable[[Workplace], None]:
+    """A task and a table of conversations: one that can be used, and this cell."""
+    good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+    def change(place: Workplace) -> None:
+        place.write("data/raw/talks.jsonl", "".join(json.dumps({"c": turns}) + "\n" for turns in (good, cell)))
+        place.set("task", {"kind": kind})
+        place.set("ingest.source.paths", ["data/raw/talks.jsonl"])
+        columns = {"text": {"column": "c", "format": form}, "label": None}
+        place.set("ingest.columns", dict.fromkeys(["id", "group", "split", "slice"]) | columns)
+
+    return change
+
+
+def turns(*pairs: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+def questions(answers: str) -> Callable[[Workplace], None]:
+    """A task and a CSV of questions and answers."""
+
+    def change(place: Workplace) -> None:
+        place.write("data/raw/questions.csv", answers)
+        place.set("task", {"kind": "question_answering"})
+        place.set("ingest.source.paths", ["data/raw/questions.csv"])
+        columns = {"text": "{instruction}\n{input}", "label": "output"}
+        place.set("ingest.columns", dict.fromkeys(["id", "group", "split", "slice"]) | columns)
+
+    return change
+
+
+def several(column: str = "topics", separator: str | None = " ", **rows: str) -> Callable[[Workplace], None]:
+    """A task with several labels for a text, and a CSV of texts with their topics."""
+
+    def change(place: Workplace) -> None:
+        lines = [f"{text},{topics}" for text, topics in rows.items()]
+        place.write("data/raw/topics.csv", "\n".join(["text,topics", *lines]) + "\n")
+        place.set("task", place.params()["task"] | {"multi_label": True, "labels": ["art", "law"]})
+        place.set("ingest.source.paths", ["data/raw/topics.csv"])
+        label = {"column": column, "separator": separator, "aliases": None}
+        columns = {"text": "text", "label": label}
+        place.set("ingest.columns", dict.fromkeys(["id", "group", "split", "slice"]) | columns)
+
+    return change
+
+
+def further(**changes: Any) -> Callable[[Workplace], None]:
+    """The reviews a second time, as another source, changed in something."""
+
+    def change(place: Workplace) -> None:
+        block = place.params()["ingest"]
+        place.set(
+            "ingest.further_sources", [{"source": block["source"], "columns": block["columns"], "rows": None} | changes]
+        )
+
+    return change
+
+
 def without_chat_template(place: Workplace) -> None:
     (place.folder / "models/tokenizer/chat_template.jinja").unlink()
     place.set("format_prompts.style", "chat")
@@ -242,7 +300,7 @@ REFUSED = [
         "column wrong",
         put("ingest.columns.text", "reviews"),
         [INGEST],
-        ["data/raw/reviews.csv: has no column 'reviews'", "Did you mean 'review'?", "Correct ingest.columns"],
+        ["data/raw/reviews.csv: has no column 'reviews'", "Did you mean 'review'?", "Correct its source's columns"],
     ),
     Case("file absent", gone(REVIEWS), [INGEST], ["no file matches 'data/raw/reviews.csv'", "Put the file there"]),
     Case("file empty", table(b""), [INGEST], ["data/raw/reviews.csv: is empty"]),
@@ -276,7 +334,7 @@ REFUSED = [
         "UTF-16",
         table(reviews().encode("utf-16")),
         [INGEST],
-        ["line 1 is not utf-8 text", "Set ingest.source.format.encoding to utf-16"],
+        ["line 1 is not utf-8 text", "Set its source's format.encoding to utf-16"],
     ),
     Case("UTF-16 without mark", table(reviews().encode("utf-16-le")), [INGEST], ["NUL bytes", "utf-16-le"]),
     Case("UTF-8 invalid", table(reviews().encode() + b"200,\xff,bad\n"), [INGEST], ["line 122 is not utf-8 text"]),
@@ -302,6 +360,196 @@ REFUSED = [
         ),
         [INGEST],
         ["row 4: split '' is none of train, validation, test"],
+    ),
+    # conversations
+    Case(
+        "role unknown",
+        talks(turns(("user", "a"), ("tool", "7"), ("assistant", "b"))),
+        [INGEST],
+        ["talks.jsonl row 2: turn 2 has the role 'tool'; known are user, assistant, system", "1 x unknown role"],
+    ),
+    Case(
+        "assistant begins",
+        talks(turns(("system", "s"), ("assistant", "a"))),
+        [INGEST],
+        ["row 2: turn 2 is the assistant's; the user has to begin"],
+    ),
+    Case(
+        "two turns of one role",
+        talks(turns(("user", "a"), ("assistant", "b"), ("assistant", "c"))),
+        [INGEST],
+        ["row 2: turns 2 and 3 are both the assistant's"],
+    ),
+    Case(
+        "system turn late",
+        talks(turns(("user", "a"), ("assistant", "b"), ("system", "c"))),
+        [INGEST],
+        ["row 2: turn 3 is a system turn; only the first one can be"],
+    ),
+    Case("question last", talks(turns(("user", "a"))), [INGEST], ["row 2: the last turn is the user's and has no"]),
+    Case(
+        "turn empty",
+        talks(turns(("user", " "), ("assistant", "b"))),
+        [INGEST],
+        ["row 2: turn 1 (user) is empty", "1 x empty turn"],
+    ),
+    Case(
+        "tool called",
+        talks([*turns(("user", "a")), {"role": "assistant", "content": "b", "tool_calls": [{"id": "1"}]}]),
+        [INGEST],
+        ["row 2: turn 2 calls a tool; only turns of text can be learned"],
+    ),
+    Case(
+        "content with images",
+        talks(turns(("user", [{"type": "image_url"}]), ("assistant", "b"))),
+        [INGEST],
+        ["row 2: turn 1 (user) has a list as content, not a text", "1 x not a text"],
+    ),
+    Case("conversation no list", talks({"a": 1}), [INGEST], ["row 2: the conversation is a dict, not a list"]),
+    Case("conversation no JSON", talks("Hello!"), [INGEST], ["row 2: the conversation 'Hello!' is no list in JSON"]),
+    Case("conversation empty", talks([]), [INGEST], ["row 2: the conversation is empty"]),
+    Case("turn no object", talks(["Hello!"]), [INGEST], ["row 2: turn 1 is a str, not an object"]),
+    Case(
+        "conversation in another format",
+        talks(turns(("user", "a"), ("assistant", "b")), form="sharegpt"),
+        [INGEST],
+        ["row 1: turn 1 lacks 'from' or 'value'", "as ingest.columns.text.format 'messages' says"],
+    ),
+    Case("NUL byte in a turn", talks(turns(("user", "a\0"))), [INGEST], ["row 2: a NUL byte is in its turn 1"]),
+    Case(
+        "surrogate in a turn",
+        talks(turns(("user", "a\ud800"))),
+        [INGEST],
+        ["row 2: half of a surrogate pair is in its turn 1"],
+    ),
+    Case(
+        "several exchanges for a question",
+        talks(turns(("user", "a"), ("assistant", "b")) * 2, "question_answering"),
+        [INGEST],
+        ["row 2: has 2 exchanges; 'question_answering' takes one, the task 'chat' any number"],
+    ),
+    Case(
+        "system turn with a question",
+        talks(turns(("system", "s"), ("user", "a"), ("assistant", "b")), "question_answering"),
+        [INGEST],
+        ["row 2: the task 'question_answering' takes no system turn; format_prompts.system"],
+    ),
+    Case(
+        "conversation for a label",
+        put("ingest.columns.text", {"column": "review", "format": "messages"}),
+        [INGEST],
+        ["ingest.columns.text: a conversation needs the task 'chat' or 'question_answering'"],
+    ),
+    Case(
+        "conversation from a pattern",
+        all_of(talks([]), put("ingest.columns.text", {"column": "{c}", "format": "messages"})),
+        [INGEST],
+        ["ingest.columns.text.column: '{c}' is a pattern. Give the name of one column"],
+    ),
+    # questions
+    Case(
+        "answer empty",
+        questions("instruction,input,output\nAdd.,1 2,3\nSing.,, \n"),
+        [INGEST],
+        ["questions.csv row 3: the answer is empty", "1 x empty answer"],
+    ),
+    Case(
+        "question empty",
+        questions("instruction,input,output\nAdd.,1 2,3\n,,la\n"),
+        [INGEST],
+        ["questions.csv row 3: the text is empty"],
+    ),
+    Case(
+        "no answers",
+        questions("instruction,input\nAdd.,1 2\n"),
+        [INGEST],
+        ["questions.csv: has no column 'output'", "Correct its source's columns"],
+    ),
+    Case(
+        "answer from a number",
+        all_of(questions("q,a\n"), put("ingest.columns.label", {"column": "a", "bins": [1]})),
+        [INGEST],
+        ["ingest.columns.label: must be a column or a pattern with the task 'question_answering'"],
+    ),
+    Case("questions but no rows", questions("instruction,input,output\n"), [INGEST], ["no rows. Put at least one row"]),
+    # several labels
+    Case(
+        "unknown label in a list",
+        several(one="art law", two="war"),
+        [INGEST],
+        ["topics.csv row 3: unknown label 'war' in the list 'war'", "Labels allowed: 'art', 'law'"],
+    ),
+    Case(
+        "labels no list",
+        several(separator=None, one="art", two="[]"),
+        [INGEST],
+        ["topics.csv row 2: the label 'art' is no list in JSON"],
+    ),
+    Case(
+        "a list of labels where one is wanted",
+        all_of(
+            file("data/raw/reviews.jsonl", '{"number": 1, "review": "a", "opinion": ["bad"]}\n'),
+            put("ingest.source.paths", ["data/raw/reviews.jsonl"]),
+        ),
+        [INGEST],
+        ["reviews.jsonl row 1: \"['bad']\" is a list, not a text or number"],
+    ),
+    Case("label that all texts have", several(one="art law", two="art"), [INGEST], ["all 2 rows left have 'art'"]),
+    Case("label that no text has", several(one="art", two=""), [INGEST], ["no row is left with 'law'"]),
+    Case(
+        "labels of a pattern", several(column="{topics}", separator=None), [INGEST], ["label.column: '{topics}' is a"]
+    ),
+    # slices, a part of the rows, further sources
+    Case(
+        "slice empty",
+        all_of(put("ingest.columns.slice", "part"), table("number,review,opinion,part\n1,one,bad,\n")),
+        [INGEST],
+        ["row 2: the slice is empty", "1 x empty slice"],
+    ),
+    Case(
+        "slice of too many values",
+        all_of(put("ingest.columns.slice", "number"), table(reviews(1_002))),
+        [INGEST],
+        ["ingest.columns.slice: has 1,002 different values", "Choose a column with fewer, or null"],
+    ),
+    Case(
+        "more rows than there are", put("ingest.rows", 121), [INGEST], ["ingest.rows: 121 rows are wanted, but", "120"]
+    ),
+    Case(
+        "rows of a split that is not published",
+        put("ingest.rows", {"train": 10}),
+        [INGEST],
+        ["ingest.rows.train: 10 rows of train are wanted, but the source publishes no split"],
+    ),
+    Case(
+        "more rows of a split than there are",
+        all_of(published(), put("ingest.rows", {"train": 90, "test": 16})),
+        [INGEST],
+        ["ingest.rows.test: 16 rows of test are wanted, but the source has only 15"],
+    ),
+    Case(
+        "rows of no split at all", put("ingest.rows", {"dev": 10}), [INGEST], ["ingest.rows.dev: should be 'train', "]
+    ),
+    Case(
+        "further source absent",
+        further(source={"kind": "files", "paths": ["data/raw/more.csv"], "format": None}),
+        [INGEST],
+        ["ingest.further_sources.0.source.paths: no file matches 'data/raw/more.csv'; the folder has reviews.csv"],
+    ),
+    Case(
+        "further source that only repeats",
+        further(rows=1),
+        [INGEST],
+        ["ingest.further_sources.0.rows: 1 rows are wanted, but the source has only 0 that are no duplicates"],
+    ),
+    Case(
+        "id in two sources",
+        all_of(
+            file("data/raw/more.csv", HEADER + "7,another film,bad\n"),
+            further(source={"kind": "files", "paths": ["data/raw/more.csv"], "format": None}),
+        ),
+        [INGEST],
+        ["data/raw/more.csv row 2: id '7' is already that of data/raw/reviews.csv row 9"],
     ),
     # packages and the Hub
     Case(
@@ -383,7 +631,7 @@ REFUSED = [
         "labels changed after the prompts",
         put("task.labels", ["bad", "good", "so-so"]),
         [SPLIT],
-        ["data/prompts.parquet: was made with other labels"],
+        ["data/prompts.parquet: was made for another kind of task or other labels", "dvc repro"],
     ),
     Case(
         "adapter of another base",
@@ -392,7 +640,7 @@ REFUSED = [
         ["models/adapter: was trained on another base model"],
     ),
     Case(
-        "budget too small", put("format_prompts.max_length_tokens", 12), [FORMAT], ["leaves no room", "Allow more than"]
+        "budget too small", put("format_prompts.max_length_tokens", 12), [FORMAT], ["leaves no room", "Allow at least"]
     ),
     Case("no chat template", without_chat_template, [FORMAT], ["'chat' needs a base model with a chat template"]),
     Case("tokenizer broken", file("models/tokenizer/tokenizer.json", "{}"), [FORMAT], ["does not hold a tokenizer"]),

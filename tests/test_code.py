@@ -20,7 +20,9 @@ def project(tmp_path: Path) -> Path:
         "stages/__init__.py": "",
         "stages/common/__init__.py": "",
         "stages/common/helper.py": HELPER,
-        "stages/common/params.py": "A = 1\n",
+        "stages/common/params.py": "from stages.common.schema.task import A\n",
+        "stages/common/schema/__init__.py": "",
+        "stages/common/schema/task.py": "A = 1\n",
         "stages/common/other.py": "B = 1\n",
         "stages/train.py": "from stages.common.helper import double\ndef main():\n    import stages.common.params\n",
     }
@@ -36,6 +38,8 @@ def test_the_closure_holds_packages_and_imports_inside_functions(project: Path) 
         "stages.common",
         "stages.common.helper",
         "stages.common.params",
+        "stages.common.schema",
+        "stages.common.schema.task",
         "stages.train",
     ]
 
@@ -72,7 +76,7 @@ def test_a_string_that_is_no_docstring_counts(project: Path) -> None:
     assert len({before, named_a, digest("stages.train", project)}) == 3
 
 
-@pytest.mark.parametrize("name", ["stages/common/other.py", "stages/common/params.py"])
+@pytest.mark.parametrize("name", ["stages/common/other.py", "stages/common/params.py", "stages/common/schema/task.py"])
 def test_modules_outside_the_closure_and_the_schema_of_params_do_not_count(project: Path, name: str) -> None:
     before = digest("stages.train", project)
     (project / name).write_text("C = 2\n")

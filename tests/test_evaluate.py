@@ -2,116 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as reference
-from ruamel.yaml import YAML
 
 from stages import evaluate
 from stages.common.errors import UserError
 from stages.common.labels import INVALID
 from stages.common.measuring.curves import POINTS, coverage_rows, one_against_rest, ranking_rows, thin
 from stages.common.predictions import write_predictions
+from tests.evaluated import Work, finite_numbers_only
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADLINE = {
     "n", "accuracy", "f1_micro", "f1_macro", "precision_macro", "recall_macro", "invalid_rate", "log_loss", "brier",
-    "ece", "per_class", "accuracy_low", "accuracy_high", "f1_macro_low", "f1_macro_high",
+    "ece", "per_class", "accuracy_low", "accuracy_high", "f1_macro_low", "f1_macro_high", "recall_macro_low",
+    "recall_macro_high",
 }  # fmt: skip
 TWO_CLASS = {
     "tp", "fp", "tn", "fn", "precision", "recall", "specificity", "roc_auc", "pr_auc", "threshold", "wss_at_95",
-    "recall_low", "recall_high",
+    "recall_low", "recall_high", "rows_selected",
 }  # fmt: skip
 NEED_PROBABILITIES = {"log_loss", "brier", "ece", "roc_auc", "pr_auc", "threshold", "wss_at_95"}
-
-
-class Work:
-    """A folder with all that evaluate reads."""
-
-    def __init__(self, folder: Path, labels: list[str], rows: int = 120, **changed: Any) -> None:
-        self.folder, self.labels = folder, labels
-        self.edit_params(labels, changed)
-        generator = np.random.default_rng(0)
-        for part in ("validation", "test"):
-            ids = [f"{part}-{row}" for row in range(rows)]
-            actual = generator.integers(0, len(labels), rows)
-            actual[: len(labels)] = np.arange(len(labels))[:rows]
-            self.write_split(part, ids, [labels[code] for code in actual])
-            for strength, name in ((2.0, "adapter"), (0.5, "base"), (1.0, "tfidf"), (0.0, "majority")):
-                logits = generator.normal(size=(rows, len(labels))) * (strength > 0)
-                logits[np.arange(rows), actual] += strength
-                probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-                self.write(name, part, probabilities)
-        log = folder / "models/adapter/training_log/plots/metrics"
-        for name in ("train", "eval"):
-            (log / name).mkdir(parents=True)
-            lines = [f"{step}\t{1 / step}" for step in range(1, 400)]
-            (log / name / "loss.tsv").write_text("\n".join(["step\tloss", *lines]) + "\n")
-        summary = {"steps": 399, "epochs": 1.5, "best_step": None, "final_train_loss": math.nan}
-        (folder / "models/adapter/training_log/summary.json").write_text(json.dumps(summary))
-
-    def edit_params(self, labels: list[str], changed: dict[str, Any]) -> None:
-        yaml = YAML()
-        values = yaml.load(ROOT / "recipes/tweet-sentiment.yaml")
-        two = len(labels) == 2
-        values["task"] |= {"labels": labels, "positive_label": labels[1] if two else None}
-        values["evaluate"] |= {"bootstrap_samples": 100, "threshold": {"method": "max_f1"} if two else None} | changed
-        yaml.dump(values, self.folder / "params.yaml")
-
-    def write_split(self, part: str, ids: list[str], labels: list[str]) -> None:
-        (self.folder / "data/splits").mkdir(parents=True, exist_ok=True)
-        table = pa.table({"id": ids, "text": ["secret text"] * len(ids), "label": labels})
-        pq.write_table(table, self.folder / f"data/splits/{part}.parquet")
-
-    def split(self, part: str) -> tuple[list[str], list[str]]:
-        table = pq.read_table(self.folder / f"data/splits/{part}.parquet")
-        return table["id"].to_pylist(), table["label"].to_pylist()
-
-    def write(
-        self, name: str, part: str, probabilities: np.ndarray | None, predictions: list[str] | None = None
-    ) -> None:
-        ids, labels = self.split(part)
-        if predictions is None:
-            assert probabilities is not None
-            predictions = [self.labels[code] for code in probabilities.argmax(axis=1)]
-        path = self.folder / f"data/predictions/{name}/{part}.parquet"
-        write_predictions(path, ids, labels, predictions, probabilities, self.labels)
-
-    def probabilities(self, name: str, part: str) -> np.ndarray:
-        table = pq.read_table(self.folder / f"data/predictions/{name}/{part}.parquet")
-        return np.stack([table[f"probability.{label}"].to_numpy() for label in self.labels], axis=1)
-
-    def json(self, name: str) -> Any:
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-    def csv(self, name: str) -> list[dict[str, str]]:
-        with (self.folder / f"metrics/evaluation/{name}.csv").open(encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-
-    def everything(self) -> dict[str, bytes]:
-        paths = [*(self.folder / "metrics").rglob("*.*"), self.folder / "models/decision.json"]
-        return {str(path): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Work]:
     monkeypatch.chdir(tmp_path)
     return lambda *labels, **options: Work(tmp_path, list(labels), **options)
-
-
-def finite_numbers_only(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(finite_numbers_only(item) for item in value.values())
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def test_metrics_have_exactly_the_contracts_keys_for_several_labels(work: Callable[..., Work]) -> None:
@@ -144,7 +67,7 @@ def test_metrics_of_the_adapter_are_those_of_scikit_learn_on_its_prediction_file
 
 
 def test_with_two_labels_decisions_on_test_use_the_threshold_that_validation_chose(work: Callable[..., Work]) -> None:
-    made = work("exclude", "include", threshold={"method": "recall", "recall": 0.9})
+    made = work("exclude", "include", threshold={"method": "recall", "recall": 0.9, "confidence": None})
     evaluate.main()
     decision = made.json("models/decision.json")["adapter"]
     scores = made.probabilities("adapter", "validation")[:, 1]
@@ -154,7 +77,7 @@ def test_with_two_labels_decisions_on_test_use_the_threshold_that_validation_cho
     assert decision | {"positive_label": "include", "method": "recall", "chosen_on": "validation"} == decision
 
     block = made.json("metrics/metrics.json")["adapter"]
-    assert set(block) == HEADLINE | TWO_CLASS
+    assert set(block) == HEADLINE | TWO_CLASS | {"wss_at_recall", "precision_at_recall"}
     assert block["threshold"] == decision["threshold"]
     decided = np.where(made.probabilities("adapter", "test")[:, 1] >= decision["threshold"], "include", "exclude")
     labels = np.array(made.split("test")[1])
@@ -175,9 +98,7 @@ def test_generated_answers_leave_out_what_needs_probabilities_and_invalid_ones_a
     work: Callable[..., Work],
 ) -> None:
     made = work("no", "yes")
-    for part in ("validation", "test"):
-        answers = made.split(part)[1]
-        made.write("adapter", part, None, [INVALID] * 12 + answers[12:])
+    made.write_generated("adapter", invalid=12)
     evaluate.main()
     block = made.json("metrics/metrics.json")["adapter"]
     assert set(block) == (HEADLINE | TWO_CLASS) - NEED_PROBABILITIES
@@ -305,7 +226,7 @@ def test_a_threshold_cannot_be_chosen_without_positive_rows(work: Callable[..., 
 def test_an_empty_split_is_refused(work: Callable[..., Work]) -> None:
     made = work("a", "b", "c")
     pq.write_table(
-        pa.table({"id": pa.array([], pa.string()), "label": pa.array([], pa.string())}),
+        pa.table({name: pa.array([], pa.string()) for name in ("id", "text", "label", "slice")}),
         made.folder / "data/splits/test.parquet",
     )
     with pytest.raises(UserError, match="has no rows"):

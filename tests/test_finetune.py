@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -24,8 +25,10 @@ from transformers import EarlyStoppingCallback
 from stages.common.model import load_model
 from stages.common.params import load_params
 from stages.common.training.answer_loss import AnswerLossTrainer
+from stages.common.training.rows import read_rows
 from stages.common.training.trainer import MicroBatch, make_trainer
-from stages.finetune import read_rows
+from stages.finetune import PARTS
+from tests.split_files import TERMINATOR, multi_label_format, prompt_format, write_split
 from tests.workplace import ROOT, Workplace, make_workplace
 
 STAGE = "stages.finetune"
@@ -45,6 +48,7 @@ def one_thread() -> Iterator[None]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A project up to its splits."""
     place = make_workplace(tmp_path_factory.mktemp("finetune") / "project")
+    place.set("base_model.path", str(place.folder / "base"))
     for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
         assert place.main(stage) == 0
     return place
@@ -105,6 +109,14 @@ def weights(place: Workplace) -> dict[str, torch.Tensor]:
     return load_file(place.folder / ADAPTER / "adapter_model.safetensors")
 
 
+def has_checkpoint(place: Workplace, step: int) -> bool:
+    """Whether the trainer has written a checkpoint to its end: its state comes last."""
+    for path in (place.folder / "checkpoints").glob(f"*/checkpoint-{step}/trainer_state.json"):
+        with contextlib.suppress(ValueError):
+            return bool(json.loads(path.read_text(encoding="utf-8")))
+    return False
+
+
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +130,7 @@ def test_a_killed_run_is_held_against_others_and_continues_to_the_very_same_adap
     with subprocess.Popen(
         [sys.executable, "-m", STAGE], cwd=killed.folder, env=killed.environment(), stdout=subprocess.DEVNULL
     ) as process:
-        while not list((killed.folder / "checkpoints").glob("*/checkpoint-5/trainer_state.json")):
+        while not has_checkpoint(killed, 5):
             assert process.poll() is None, "it ended before its first checkpoint"
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGSTOP)
@@ -144,6 +156,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_advice_and_leaves_no_adapte
     broken = load_file(place.folder / "base/model.safetensors")
     broken["model.norm.weight"][0] = float("nan")
     save_file(broken, place.folder / "base/model.safetensors", {"format": "pt"})
+    place.set("base_model.path", "base")
     assert place.main("stages.base_model") == 0
     assert place.main(STAGE) == 1
     message = capfd.readouterr().err
@@ -221,8 +234,26 @@ def test_the_adapter_of_the_best_evaluation_is_kept_and_its_loss_is_the_mean_ove
 
 
 def test_the_environment_turns_tensorboard_on(plain: Workplace, stopped: Workplace) -> None:
-    assert list((plain.folder / "tensorboard").rglob("events.out.tfevents.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (plain.folder / "tensorboard").rglob("events.out.tfevents.*")
+    log = EventAccumulator(str(events)).Reload()
+    for name in ("train/loss", "eval/loss"):
+        found = {event.step: event.value for event in log.Scalars(name)}
+        assert found.keys() == losses(plain, name).keys()
+        assert list(found.values()) == pytest.approx(list(losses(plain, name).values()), rel=1e-6)
     assert not list(stopped.folder.rglob("events.out.tfevents.*"))
+
+
+def test_the_environment_turns_weights_and_biases_on(prepared: Workplace, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed; `.venv/bin/pip install wandb` to run this")
+    place = copy_of(prepared, tmp_path / "project", lora=lora())
+    # In a process of its own: wandb keeps its service and its run for as long as a process lives.
+    result = place.run(STAGE, WANDB_MODE="offline", WANDB_PROJECT="reviews", WANDB_DIR=str(place.folder))
+    assert result.returncode == 0, result.stderr
+    (run,) = place.folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert all(name in run.read_bytes() for name in (b"train/loss", b"eval/loss"))
+    assert not [name for name in files(place) if "wandb" in name]
 
 
 def test_the_adapter_is_complete_and_says_neither_where_nor_when_it_was_made(plain: Workplace) -> None:
@@ -245,7 +276,7 @@ def test_lora_weights_are_float32_while_they_are_trained_and_when_they_are_saved
     # Reading the best checkpoint back makes the saved weights float32 anyway, so they alone would show nothing.
     with prepared.entered():
         finetune, whole_step = load_params("finetune").finetune, MicroBatch(16, 1, recompute_activations=False)
-        trainer = make_trainer(finetune, whole_step, tmp_path, read_rows(tmp_path / "datasets"))
+        trainer = make_trainer(finetune, whole_step, tmp_path, read_rows(PARTS, "none", 0, tmp_path / "datasets"))
     assert {weight.dtype for weight in trainer.adapter.parameters() if weight.requires_grad} == {torch.float32}
     assert {tensor.dtype for tensor in weights(plain).values()} == {torch.float32}
     modules = {re.sub(r".*\.(\w+_proj)\..*", r"\1", name) for name in weights(plain)}
@@ -256,7 +287,7 @@ def test_a_resumed_run_remembers_how_long_the_loss_has_not_improved(prepared: Wo
     place = copy_of(prepared, tmp_path / "project", lora=lora(), early_stopping_patience=3)
     with place.entered():
         finetune, whole_step = load_params("finetune").finetune, MicroBatch(16, 1, recompute_activations=False)
-        trainer = make_trainer(finetune, whole_step, tmp_path, read_rows(tmp_path / "datasets"))
+        trainer = make_trainer(finetune, whole_step, tmp_path, read_rows(PARTS, "none", 0, tmp_path / "datasets"))
     stored = EarlyStoppingCallback(3)
     stored.early_stopping_patience_counter = 2
     trainer.state.stateful_callbacks = {"EarlyStoppingCallback": stored.state()}  # type: ignore[assignment]
@@ -272,6 +303,88 @@ def test_a_run_that_has_ended_is_not_trained_again_and_keeps_no_checkpoint(plain
     assert "has ended before" in again.stdout, again.stderr
     assert files(place) == files(plain)
     assert not list((place.folder / "checkpoints").glob("*/checkpoint-*"))
+
+
+# --- every kind of task -----------------------------------------------------------------------------------------------
+
+SEVERAL = {
+    "kind": "classification", "multi_label": True, "labels": ["good", "short"], "label_descriptions": None,
+    "positive_label": None,
+}  # fmt: skip
+
+
+def split_rows(kind: str) -> tuple[Any, list[dict[str, Any]]]:
+    """A footer and twelve rows; what is to be learned follows from the prompt's last token."""
+    rows: list[dict[str, Any]] = []
+    for index in range(12):
+        prompt = [5, 60, 61 + index % 3]
+        row: dict[str, Any] = {"label": "fine", "prompt_ids": prompt, "completion_ids": [90 + index % 3, TERMINATOR]}
+        if kind == "multi_label":
+            row["label"] = ["[]", '["good"]', '["good", "short"]'][index % 3]
+        if kind == "chat":
+            row["prompt_answer_mask"] = [False, True, False]
+        rows.append(row)
+    if kind == "multi_label":
+        return multi_label_format({"good": [70], "short": [70, 71]}, yes=80, no=81), rows
+    return prompt_format(kind), rows
+
+
+def sharpen_base(place: Workplace) -> None:
+    """Let the base be sure of something: its random weights alone give every token nearly the same probability."""
+    weights = load_file(place.folder / "base/model.safetensors")
+    weights["model.norm.weight"] *= 30
+    save_file(weights, place.folder / "base/model.safetensors", {"format": "pt"})
+    place.set("base_model.path", "base")
+    assert place.main("stages.base_model") == 0
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "question_answering", "chat"])
+def test_every_kind_of_task_is_learned_and_predicted(prepared: Workplace, tmp_path: Path, kind: str) -> None:
+    place = copy_of(
+        prepared, tmp_path / "project", lora=lora(), learning_rate=0.01, max_steps=60, evaluate_every_steps=20,
+        global_batch_size=12,
+    )  # fmt: skip
+    sharpen_base(place)
+    place.set("task", SEVERAL if kind == "multi_label" else {"kind": kind})
+    if kind != "multi_label":
+        place.set("infer", {"method": "generate", "max_new_tokens": 4})
+    footer, rows = split_rows(kind)
+    for part in ("train", "validation", "test"):
+        write_split(place.folder / f"data/splits/{part}.parquet", footer, rows)
+    assert place.main(STAGE) == 0
+    assert place.main("stages.infer") == 0
+    found = json.loads((place.folder / ADAPTER / "prompt.json").read_text(encoding="utf-8"))
+    assert (found["kind"], found["terminator_ids"]) == (kind, [TERMINATOR])
+    # Rows are counted in the file; a row of two labels is two questions to learn.
+    provenance = json.loads((place.folder / ADAPTER / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["data"]["train"]["rows"] == 12
+    assert summary(place)["rows_available"] == (24 if kind == "multi_label" else 12)
+    table = pq.read_table(place.folder / "data/predictions/adapter/test.parquet").to_pydict()
+    if kind == "multi_label":
+        assert table["prediction"] == table["label"]
+    else:
+        # ln 0.5: of an answer and its end together, out of 400 tokens each.
+        assert min(table["reference_log_likelihood"]) > -0.69
+        assert len(set(table["prediction"])) == 3
+
+
+@pytest.mark.parametrize("class_balance", ["weighted_loss", "oversample"])
+def test_rare_labels_are_balanced_as_params_say(prepared: Workplace, tmp_path: Path, class_balance: str) -> None:
+    runs = {}
+    for balance in ("none", class_balance):
+        place = copy_of(prepared, tmp_path / balance, lora=lora(), class_balance=balance)
+        train = place.folder / "data/splits/train.parquet"
+        table = pq.read_table(train)
+        # 32 of each label: of "good" every fourth is kept.
+        kept = [index for index, label in enumerate(table["label"].to_pylist()) if label != "good" or index % 4 == 0]
+        few = sum(table["label"][index].as_py() == "good" for index in kept)
+        pq.write_table(table.take(kept), train)
+        assert place.main(STAGE) == 0
+        runs[balance] = place
+    assert 0 < few < 32
+    assert summary(runs[class_balance])["rows_available"] == (96 if class_balance == "oversample" else 64 + few)
+    assert losses(runs["none"], "train/loss") != losses(runs[class_balance], "train/loss")
+    assert all(loss < 20 for loss in losses(runs[class_balance], "eval/loss").values())
 
 
 @pytest.mark.parametrize("variant", ["use_dora", "use_rslora"])

@@ -1,4 +1,4 @@
-"""The infer stage on split files and a tiny model; `test_label_scores` holds the scores themselves."""
+"""The infer stage on split files of every kind and a tiny model; other tests hold the scores and answers themselves."""
 
 from __future__ import annotations
 
@@ -6,80 +6,86 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from pydantic import TypeAdapter
 
 from stages import infer
+from stages.common.branches import label_branches
 from stages.common.errors import UserError
-from stages.common.labels import INVALID
-from stages.common.params import Infer
-from stages.common.scoring.generation import generate_answers, match_label
-from stages.common.tables import open_table
+from stages.common.labels import INVALID, join_labels
+from stages.common.schema.measuring import Infer
+from stages.common.schema.task import Task
+from stages.common.scoring.label_predictions import predict_label, predict_label_sets
+from tests.sharp import greedy, log_likelihood, sharp_model
+from tests.split_files import TERMINATOR, multi_label_format, prompt_format, write_split
 from tests.tiny import make_tokenizer
 
 LABELS = ["positive", "negative", "neutral"]
-TERMINATOR = 2
+LABEL_IDS = {label: [*make_tokenizer().encode(f" {label}").ids, TERMINATOR] for label in LABELS}
 SCORES = Infer(method="label_scores", max_new_tokens=None)
-PARAMS = """
-task: {kind: classification, labels: [positive, negative, neutral], label_descriptions: null, positive_label: null}
-infer: {method: METHOD, max_new_tokens: LIMIT}
-"""
+SINGLE = {
+    "kind": "classification", "multi_label": False, "labels": LABELS, "label_descriptions": None,
+    "positive_label": None,
+}  # fmt: skip
+QUESTIONS = {"kind": "question_answering"}
+ONE_LABEL = prompt_format("classification", LABEL_IDS, LABELS)
+SEVERAL = multi_label_format({label: LABEL_IDS[label][:-1] for label in LABELS}, yes=40, no=41)
+PARAMS = "task: {}\ninfer: {{method: {}, max_new_tokens: {}}}\n"
+REFERENCES = ["a nice day", "it is good", "bad", "what a movie", "no"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return make_tokenizer()
+def task(values: dict[str, Any]) -> Task:
+    return TypeAdapter(Task).validate_python(values)
 
 
 @pytest.fixture
 def model(base_folder: Path) -> Any:
-    torch.manual_seed(0)
-    # Tied random embeddings repeat the last token for ever.
-    loaded = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder, tie_word_embeddings=False))
-    with torch.no_grad():
-        for weight in loaded.parameters():
-            if weight.dim() > 1:
-                weight.mul_(4)  # or every context gives nearly the same answer
-    return loaded.eval()
+    return sharp_model(base_folder)
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path) -> Path:
-    """A repository's root with split files of 5 and 0 rows and a tokenizer."""
+    """A repository's root with a tokenizer and split files of 5 and 0 rows with one label each."""
     monkeypatch.chdir(tmp_path)
-    write_split(tmp_path / "data/splits/validation.parquet", 5)
-    write_split(tmp_path / "data/splits/test.parquet", 0)
+    write_splits(ONE_LABEL, [{"label": LABELS[row % 3]} for row in range(5)])
     (tmp_path / "models").mkdir()
     (tmp_path / "models/tokenizer").symlink_to(base_folder)
     return tmp_path
 
 
-def label_ids() -> dict[str, list[int]]:
-    return {label: [*make_tokenizer().encode(f" {label}").ids, TERMINATOR] for label in LABELS}
+def write_splits(footer: Any, rows: list[dict[str, Any]]) -> None:
+    """Validation with these rows behind prompts of different lengths, and an empty test part."""
+    tokenizer = make_tokenizer()
+    for index, row in enumerate(rows):
+        # The longest is neither first nor last, so that sorting by length shows.
+        row["text"] = "what a nice day " * (1 + index * 3 % 5)
+        row["prompt_ids"] = tokenizer.encode(f"Tweet: {row['text']}{index}\nSentiment:").ids
+    write_split(Path("data/splits/validation.parquet"), footer, rows)
+    write_split(Path("data/splits/test.parquet"), footer, [])
 
 
-def write_split(path: Path, count: int) -> None:
-    schema = pa.schema(
-        {"id": pa.string(), "text": pa.string(), "label": pa.string(), "prompt_ids": pa.list_(pa.int32())}
-    )
-    completions = {label: {"text": f" {label}", "ids": ids} for label, ids in label_ids().items()}
-    with open_table(path, schema, {"prompt_format": {"labels": LABELS, "completions": completions}}) as table:
-        for row in range(count):
-            # The longest is neither first nor last, so that sorting by length shows.
-            text = "what a nice day " * (1 + row * 3 % 5)
-            ids = make_tokenizer().encode(f"Tweet: {text}{row}\nSentiment:").ids
-            table.add({"id": f"row-{row}", "text": text, "label": LABELS[row % 3], "prompt_ids": ids})
+def write_questions() -> None:
+    tokenizer = make_tokenizer()
+    ids = [tokenizer.encode(f" {text}").ids for text in REFERENCES]
+    for answer in ids[:-1]:  # the last one was cut and has no end
+        answer.append(TERMINATOR)
+    rows = [{"label": text, "completion_ids": answer} for text, answer in zip(REFERENCES, ids, strict=True)]
+    write_splits(prompt_format("question_answering"), rows)
 
 
-def prompts_of(path: Path) -> list[list[int]]:
-    return pq.read_table(path)["prompt_ids"].to_pylist()
+def prompts() -> list[list[int]]:
+    return pq.read_table("data/splits/validation.parquet")["prompt_ids"].to_pylist()
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, model: Any, arguments: list[str], method: str, limit: str) -> list[Any]:
+def run_main(
+    monkeypatch: pytest.MonkeyPatch,
+    model: Any,
+    arguments: list[str],
+    method: str,
+    limit: str,
+    values: dict[str, Any] = SINGLE,
+) -> list[Any]:
     loaded: list[Any] = []
 
     def load_model(adapter: Path | None) -> Any:
@@ -88,9 +94,13 @@ def run_main(monkeypatch: pytest.MonkeyPatch, model: Any, arguments: list[str], 
 
     monkeypatch.setattr("stages.common.model.load_model", load_model)
     monkeypatch.setattr("sys.argv", ["infer", *arguments])
-    Path("params.yaml").write_text(PARAMS.replace("METHOD", method).replace("LIMIT", limit))
+    inline = str(values).replace("None", "null").replace("False", "false").replace("True", "true")
+    Path("params.yaml").write_text(PARAMS.format(inline, method, limit))
     infer.main()
     return loaded
+
+
+# --- one label --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("arguments", "name"), [([], "adapter"), (["base"], "base")])
@@ -109,8 +119,8 @@ def test_every_row_is_predicted_in_its_place(
     assert table["id"] == [f"row-{row}" for row in range(5)]
     assert table["label"] == [LABELS[row % 3] for row in range(5)]
     # Each row alone, so that a row in another's place would show.
-    for row, prompt in enumerate(prompts_of(workspace / "data/splits/validation.parquet")):
-        answers, probabilities = infer.predict(model, [prompt], label_ids(), SCORES, lambda _: None)
+    for row, prompt in enumerate(prompts()):
+        answers, probabilities = predict_label(model, [prompt], LABEL_IDS, SCORES, lambda _: None)
         assert probabilities is not None
         found = [table[f"probability.{label}"][row] for label in LABELS]
         np.testing.assert_allclose(found, probabilities[0], rtol=0, atol=1e-5)
@@ -120,7 +130,7 @@ def test_every_row_is_predicted_in_its_place(
     assert f"infer: {name} predicted 5 rows of validation" in capsys.readouterr().out
 
 
-def test_generated_answers_have_no_probabilities_and_keep_their_rows(
+def test_generated_labels_have_no_probabilities_and_keep_their_rows(
     workspace: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_main(monkeypatch, model, ["base"], "generate", "6")
@@ -130,35 +140,80 @@ def test_generated_answers_have_no_probabilities_and_keep_their_rows(
     assert table["probability.positive"].null_count == 5
 
 
-def test_probabilities_are_the_likelihoods_divided_by_their_sum() -> None:
-    # Likelihoods 1 : 3 : 4, far below the smallest float64 (e^-745) unless scaled first.
-    found = infer.posterior(np.log([[1.0, 3.0, 4.0]]) - 2000)
-    np.testing.assert_allclose(found, [[0.125, 0.375, 0.5]], rtol=1e-9)
-    assert infer.posterior(np.empty((0, 3))).shape == (0, 3)
-
-
-def test_of_equally_likely_labels_the_first_of_the_task_is_predicted(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stages.common.scoring.label_scores.score_labels", lambda *_: np.array([[-3.0, -3.0, -4.0]]))
-    assert infer.predict(model, [[5]], label_ids(), SCORES, lambda _: None)[0] == ["positive"]
-
-
-def test_a_model_with_broken_weights_is_reported(workspace: Path, model: Any) -> None:
-    with torch.no_grad():
-        model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="not finite"):
-        infer.predict(model, [[5, 6]], label_ids(), SCORES, lambda _: None)
-    assert not (workspace / "data/predictions").exists()
-
-
 def test_slow_scoring_is_announced_with_its_reason(
     workspace: Path, model: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.config._attn_implementation = "flex_attention"
-    split_path = workspace / "data/splits/test.parquet"
-    infer.predict_part(model, split_path, label_ids(), SCORES, workspace / "out.parquet")
+    infer.predict_labels(model, Path("data/splits/test.parquet"), ONE_LABEL, SCORES, Path("out.parquet"))
     assert "'flex_attention' takes no mask" in capsys.readouterr().out
+
+
+# --- several labels ---------------------------------------------------------------------------------------------------
+
+
+def test_each_label_of_a_multi_label_row_has_a_probability_of_its_own(
+    workspace: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [join_labels(labels) for labels in ([], ["positive"], ["negative", "neutral"], LABELS, ["neutral"])]
+    write_splits(SEVERAL, [{"label": cell} for cell in cells])
+    run_main(monkeypatch, model, [], "label_scores", "null", SINGLE | {"multi_label": True})
+    table = pq.read_table("data/predictions/adapter/validation.parquet").to_pydict()
+    assert list(table) == ["id", "label", "prediction", *(f"probability.{label}" for label in LABELS)]
+    assert table["label"] == cells
+    for row, prompt in enumerate(prompts()):
+        answers, probabilities = predict_label_sets(model, [prompt], label_branches(SEVERAL), lambda _: None)
+        found = [table[f"probability.{label}"][row] for label in LABELS]
+        np.testing.assert_allclose(found, probabilities[0], rtol=0, atol=1e-5)
+        assert table["prediction"][row] == answers[0]
+    assert pq.read_table("data/predictions/adapter/test.parquet").num_rows == 0
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["question_answering", "chat"])
+def test_answers_are_greedy_and_stand_beside_the_likelihood_of_their_references(
+    workspace: Path, model: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    write_questions()
+    if kind == "chat":
+        rows = pq.read_table("data/splits/validation.parquet").to_pylist()
+        write_splits(prompt_format("chat"), rows)
+    run_main(monkeypatch, model, [], "generate", "7", {"kind": kind})
+    table = pq.read_table("data/predictions/adapter/validation.parquet").to_pydict()
+    assert list(table) == ["id", "label", "prediction", "reference_log_likelihood", "reference_tokens"]
+    assert table["id"] == [f"row-{row}" for row in range(5)]
+    assert table["label"] == REFERENCES
+    tokenizer = make_tokenizer()
+    references = pq.read_table("data/splits/validation.parquet")["completion_ids"].to_pylist()
+    for row, (prompt, reference) in enumerate(zip(prompts(), references, strict=True)):
+        answer = greedy(model, prompt, 7)
+        answer = answer[: answer.index(TERMINATOR)] if TERMINATOR in answer else answer
+        assert table["prediction"][row] == tokenizer.decode(answer).strip()
+        expected = log_likelihood(model, prompt, reference)
+        assert table["reference_log_likelihood"][row] == pytest.approx(expected, abs=1e-4)
+        assert table["reference_tokens"][row] == len(reference)
+    assert len(set(table["prediction"])) > 1
+    assert pq.read_table("data/predictions/adapter/test.parquet").column_names == list(table)
+
+
+def test_both_passes_over_the_answers_show_their_progress(
+    workspace: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_questions()
+    bars: list[tuple[int, str]] = []
+    progress = infer.progress
+
+    def noted(total: int, what: str) -> Any:
+        bars.append((total, what))
+        return progress(total, what)
+
+    monkeypatch.setattr(infer, "progress", noted)
+    run_main(monkeypatch, model, ["base"], "generate", "3", QUESTIONS)
+    assert bars[:2] == [(5, "scoring the reference answers of validation"), (5, "answering validation")]
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["bass"], ["base", "base"], ["adapter"], ["--help"]])
@@ -171,70 +226,38 @@ def test_other_arguments_are_refused_before_anything_is_read(
 
 
 def test_split_files_for_other_labels_are_refused(workspace: Path) -> None:
-    with pytest.raises(UserError, match="made for the labels") as error:
-        infer.read_label_ids(workspace / "data/splits/test.parquet", LABELS[::-1], SCORES)
-    assert "data/splits/test.parquet" in str(error.value) and "format_prompts" in str(error.value)
-
-
-def test_answers_shorter_than_a_label_are_refused(workspace: Path) -> None:
-    longest = max(map(len, label_ids().values()))
-    short = Infer(method="generate", max_new_tokens=longest - 1)
-    with pytest.raises(UserError, match=rf"infer.max_new_tokens: {longest - 1} .* takes {longest} tokens"):
-        infer.read_label_ids(workspace / "data/splits/test.parquet", LABELS, short)
-    enough = Infer(method="generate", max_new_tokens=longest)
-    assert infer.read_label_ids(workspace / "data/splits/test.parquet", LABELS, enough) == label_ids()
-
-
-def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    """The likeliest continuation, one full forward pass for each token."""
-    ids = list(prompt)
-    for _ in range(count):
-        with torch.no_grad():
-            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
-
-
-def test_generation_is_greedy_in_batches_of_any_size(workspace: Path, model: Any, tokenizer: Tokenizer) -> None:
-    prompts = prompts_of(workspace / "data/splits/validation.parquet")
-    expected = [tokenizer.decode(greedy(model, prompt, 6)) for prompt in prompts]
-    assert len(set(expected)) > 1
-    # What a hub model may bring along must not change a greedy answer.
-    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0)
-    for tokens_per_batch in (1, 10_000):
-        assert generate_answers(model, tokenizer, prompts, [TERMINATOR], 6, tokens_per_batch) == expected
-
-
-def test_generation_stops_at_a_terminator(workspace: Path, model: Any, tokenizer: Tokenizer) -> None:
-    prompts = prompts_of(workspace / "data/splits/validation.parquet")
-    answers = [greedy(model, prompt, 6) for prompt in prompts]
-    terminator = answers[2][3]
-    expected = []
-    for answer in answers:
-        end = answer.index(terminator) if terminator in answer else 6
-        expected.append(tokenizer.decode(answer[:end]))
-    assert generate_answers(model, tokenizer, prompts, [terminator, TERMINATOR], 6, 10_000) == expected
-
-
-def test_no_prompts_give_no_answers(model: Any, tokenizer: Tokenizer) -> None:
-    assert generate_answers(model, tokenizer, [], [TERMINATOR], 6, 100) == []
-    assert infer.predict(model, [], label_ids(), SCORES, lambda _: None)[0] == []
+    for footer, multi_label in ((ONE_LABEL, False), (SEVERAL, True)):
+        write_splits(footer, [])
+        other = task(SINGLE | {"labels": LABELS[::-1], "multi_label": multi_label})
+        with pytest.raises(UserError, match="made for the labels") as error:
+            infer.read_prompt_format(Path("data/splits/test.parquet"), other, SCORES)
+        assert "data/splits/test.parquet" in str(error.value) and "format_prompts" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("answer", "prediction"),
+    ("footer", "values", "wanted"),
     [
-        ("cat", "cat"),
-        (" cat\n", "cat"),
-        ("catfish", "catfish"),
-        ("", INVALID),
-        ("   ", INVALID),
-        ("ca", INVALID),
-        ("Cat", INVALID),
-        ("cat.", INVALID),
-        ("cat catfish", INVALID),
-        ("it is a cat", INVALID),
-        (INVALID, INVALID),
+        (ONE_LABEL, SINGLE | {"multi_label": True}, "kind 'classification', but params.yaml asks for 'multi_label'"),
+        (SEVERAL, SINGLE, "kind 'multi_label', but params.yaml asks for 'classification'"),
+        (ONE_LABEL, QUESTIONS, "kind 'classification', but params.yaml asks for 'question_answering'"),
+        (prompt_format("chat"), QUESTIONS, "kind 'chat', but params.yaml asks for 'question_answering'"),
+        ({"labels": LABELS}, SINGLE, "kind None, but params.yaml asks for 'classification'"),
     ],
 )
-def test_only_a_whole_label_counts_as_an_answer(answer: str, prediction: str) -> None:
-    assert match_label(answer, ["cat", "catfish"]) == prediction
+def test_split_files_for_another_kind_of_task_are_refused(
+    workspace: Path, footer: Any, values: dict[str, Any], wanted: str
+) -> None:
+    write_splits(footer, [])
+    with pytest.raises(UserError, match=wanted) as error:
+        infer.read_prompt_format(Path("data/splits/test.parquet"), task(values), SCORES)
+    assert "data/splits/test.parquet" in str(error.value) and "`dvc repro format_prompts split`" in str(error.value)
+
+
+def test_answers_shorter_than_a_label_are_refused(workspace: Path) -> None:
+    longest = max(map(len, LABEL_IDS.values()))
+    short = Infer(method="generate", max_new_tokens=longest - 1)
+    path = Path("data/splits/test.parquet")
+    with pytest.raises(UserError, match=rf"infer.max_new_tokens: {longest - 1} .* takes {longest} tokens"):
+        infer.read_prompt_format(path, task(SINGLE), short)
+    enough = Infer(method="generate", max_new_tokens=longest)
+    assert infer.label_ids(infer.read_prompt_format(path, task(SINGLE), enough)) == LABEL_IDS

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -15,13 +16,21 @@ from ruamel.yaml import YAML
 from stages import ingest
 from stages.common import text_keys
 from stages.common.errors import UserError
-from stages.common.params import Columns
-from stages.common.sources.columns import RefusedRow, make_mapping
+from stages.common.labels import join_labels, split_labels
+from stages.common.schema.ingest import Columns
+from stages.common.schema.task import ClassificationTask, GenerationTask, Task
+from stages.common.sources.cells import RefusedRow
+from stages.common.sources.columns import make_mapping
 from stages.common.text_keys import group_key, text_key
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "tweet-sentiment.yaml"
 LABELS = ["negative", "neutral", "positive"]
-COLUMNS = {"id": "id", "text": "text", "label": "label", "group": None, "split": None}
+COLUMNS = {"id": "id", "text": "text", "label": "label", "group": None, "split": None, "slice": None}
+SENTIMENT = ClassificationTask(
+    kind="classification", multi_label=False, labels=LABELS, label_descriptions=None, positive_label=None
+)
+CHAT = GenerationTask(kind="chat")
+TOPICS = SENTIMENT.model_copy(update={"multi_label": True, "labels": ["art", "law", "war"]})
 TABLE = "id,text,label\n1,good,positive\n2,bad,negative\n3,so so,neutral\n"
 
 
@@ -33,13 +42,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(tables: dict[str, str], **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Run the stage on tables in data/raw/; returns records and report. `changes` are keys of the ingest block."""
+    """Run the stage on tables in data/raw/; returns records and report. `changes` are the task, or ingest's keys."""
     params = YAML(typ="safe").load(RECIPE.read_text(encoding="utf-8"))
     for name, content in tables.items():
         Path("data/raw", name).write_text(content, encoding="utf-8", newline="")
     paths = changes.pop("paths", [f"data/raw/{name}" for name in tables])
     source = {"kind": "files", "paths": paths, "format": None}
     columns = COLUMNS | changes.pop("columns", {})
+    params["task"] = changes.pop("task", params["task"])
     params["ingest"] |= {"source": source, "columns": columns} | changes
     with Path("params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(params, file)
@@ -47,8 +57,8 @@ def run(tables: dict[str, str], **changes: Any) -> tuple[list[dict[str, Any]], d
     return pq.read_table(ingest.RECORDS).to_pylist(), json.loads(ingest.REPORT.read_text(encoding="utf-8"))
 
 
-def make(columns: dict[str, Any], values: list[Any]) -> Any:
-    mapping = make_mapping(Columns.model_validate(COLUMNS | columns), LABELS)
+def make(columns: dict[str, Any], values: list[Any], task: Task = SENTIMENT) -> Any:
+    mapping = make_mapping(Columns.model_validate(COLUMNS | columns), task, "ingest.columns")
     return mapping.make(values, "rows.csv:7", None)
 
 
@@ -98,7 +108,7 @@ def test_a_pattern_composes_columns_and_its_values_are_never_patterns_themselves
 @pytest.mark.parametrize("pattern", ["{}", "{text!r}", "{text:>10}", "{text", "}{", "{{text}}"])
 def test_a_pattern_holds_nothing_but_columns(pattern: str) -> None:
     with pytest.raises(UserError, match=r"ingest\.columns\.text"):
-        make_mapping(Columns.model_validate(COLUMNS | {"text": pattern}), LABELS)
+        make_mapping(Columns.model_validate(COLUMNS | {"text": pattern}), SENTIMENT, "ingest.columns")
 
 
 @pytest.mark.parametrize("pattern", ["{text.__class__}", "{text[0]}", "{0}"])
@@ -146,6 +156,78 @@ def test_labels_come_through_aliases_and_numbers_are_read_as_written() -> None:
     assert make(aliases, [7, "a", 0]).id == "7"
 
 
+@pytest.mark.parametrize(
+    ("separator", "cell", "labels"),
+    [
+        (" ", "war art", ["art", "war"]),
+        ("; ", "war; art; ", ["art", "war"]),
+        (",", " war,,law , war", ["law", "war"]),
+        (",", "", []),
+        (",", None, []),
+        (None, ["war", "art"], ["art", "war"]),
+        (None, '["war", "law", "art"]', ["art", "law", "war"]),
+        (None, [], []),
+        (None, None, []),
+        (None, "[]", []),
+        (None, "", []),
+    ],
+)
+def test_a_cell_with_several_labels_gives_them_once_and_in_the_order_of_the_task(
+    separator: str | None, cell: Any, labels: list[str]
+) -> None:
+    columns = {"label": {"column": "l", "separator": separator, "aliases": None}}
+    found = make(columns, ["1", "a", cell], TOPICS).label
+    assert (found, split_labels(found)) == (join_labels(labels), labels)
+
+
+def test_several_names_of_one_label_in_a_cell_are_that_label() -> None:
+    aliases = {"painting": "art", "1": "art", "combat": "war"}
+    columns = {"label": {"column": "l", "separator": None, "aliases": aliases}}
+    assert make(columns, ["1", "a", ["combat", "painting", 1]], TOPICS).label == '["art", "war"]'
+
+
+@pytest.mark.parametrize(
+    ("separator", "cell", "reason"),
+    [
+        (" ", "war peace", "unknown label 'peace' in the list 'war peace'"),
+        (" ", ["war"], "is a list, not a text"),
+        (None, ["war", "Art"], "unknown label 'Art' in the list"),
+        (None, ["war", None], "unknown label '' in the list"),
+        (None, ["war", ["art"]], "is a list, not a text"),
+        (None, "war", "the label 'war' is no list in JSON"),
+        (None, '"war"', "the label is a str, not a list"),
+        (None, {"war": 1}, "the label is a dict, not a list"),
+    ],
+)
+def test_a_cell_that_is_no_list_of_labels_is_refused(separator: str | None, cell: Any, reason: str) -> None:
+    with pytest.raises(RefusedRow, match=reason):
+        make({"label": {"column": "l", "separator": separator, "aliases": None}}, ["1", "a", cell], TOPICS)
+
+
+@given(st.lists(st.text()))
+def test_labels_in_a_cell_are_read_as_they_were_written(labels: list[str]) -> None:
+    assert split_labels(join_labels(labels)) == labels
+
+
+def test_a_slice_is_a_column_or_pattern_whose_value_is_stripped() -> None:
+    assert make({"slice": " {a}/{b} "}, ["1", "text", "neutral", "x", 2021]).slice == "x/2021"
+    for value, reason in (
+        ("  ", "the slice is empty"),
+        (None, "the slice is empty"),
+        ("a\0", "NUL byte is in its slice"),
+    ):
+        with pytest.raises(RefusedRow, match=reason):
+            make({"slice": "s"}, ["1", "text", "neutral", value])
+
+
+@pytest.mark.parametrize("field", ["text", "label"])
+def test_a_column_of_lists_is_no_pattern(field: str) -> None:
+    text, label = {"column": "{a}", "format": "messages"}, {"column": "{a}", "separator": None, "aliases": None}
+    columns, task = ({"label": label}, TOPICS) if field == "label" else ({"text": text, "label": None}, CHAT)
+    with pytest.raises(UserError, match=rf"ingest\.columns\.{field}\.column: '{{a}}' is a pattern"):
+        make(columns, [], task)
+
+
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +239,8 @@ def test_records_carry_text_label_group_and_origin(project: Path) -> None:
         "label": "positive",
         "group": group_key("good"),
         "split": None,
+        "slice": None,
+        "messages": None,
         "origin": "a.csv:2",
     }
     assert report["rows_per_label"] == {"negative": 1, "neutral": 1, "positive": 1}
@@ -288,6 +372,19 @@ def test_exemplars_take_the_group_of_a_column_and_their_text_elsewhere_with_them
     assert (len(records), report["removed_with_exemplars"]) == (18, 3)
 
 
+def test_exemplars_leave_before_rows_are_drawn_and_do_not_depend_on_how_many(project: Path) -> None:
+    chosen = []
+    for rows in (20, 48):
+        records, report = run({"a.csv": many_rows(30)}, exemplars_per_label=2, rows=rows)
+        exemplars = pq.read_table(ingest.EXEMPLARS).to_pylist()
+        assert (len(records), report["rows_not_drawn"]) == (rows, 48 - rows)
+        assert not {exemplar["group"] for exemplar in exemplars} & {record["group"] for record in records}
+        chosen.append([exemplar["id"] for exemplar in exemplars])
+    assert chosen[0] == chosen[1]
+    with pytest.raises(UserError, match="49 rows are wanted, but the source has only 48"):
+        run({"a.csv": many_rows(30)}, exemplars_per_label=2, rows=49)
+
+
 def test_exemplars_come_from_the_published_train_split(project: Path) -> None:
     tables = {"a.csv": many_rows(9), "b.csv": many_rows(30, "b")}
     run(tables, paths={"train": ["data/raw/a.csv"], "test": ["data/raw/b.csv"]}, exemplars_per_label=3)
@@ -323,3 +420,87 @@ def test_more_rows_than_one_batch_keep_order_and_number(project: Path) -> None:
     assert [record["origin"] for record in records] == [f"a.csv:{line}" for line in range(2, 30_002)]
     assert report["refused"][0]["reason"] == "id '0a' is already that of data/raw/a.csv row 2"
     assert (report["near_duplicates"]["texts"], len(report["near_duplicates"]["ids"])) == (15_000, 100)
+
+
+# --- other tasks ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_with_several_labels_are_counted_under_each_of_them(project: Path) -> None:
+    table = "id,text,label\n1,one,art war\n2,two,\n3,three,law\n4,four,war\n4,four,war\n5,One!,war\n"
+    columns = {"label": {"column": "label", "separator": " ", "aliases": None}}
+    records, report = run({"a.csv": table}, task=TOPICS.model_dump(), columns=columns)
+    assert [record["label"] for record in records] == ['["art", "war"]', "[]", '["law"]', '["war"]', '["war"]']
+    assert report["rows_per_label"] == {"art": 1, "law": 1, "war": 3}
+    assert report["exact_duplicates_removed"] == 1
+    assert report["contradicting_labels"] == {"texts": 1, "rows": 2, "ids": [["1", "5"]]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("1,one,art war\n2,two,law war\n", "all 2 rows left have 'war'"),
+        ("1,one,art\n2,two,law\n", "no row is left with 'war'"),
+        ("1,one,art law war\n", "all 1 rows left have 'art', 'law', 'war'"),
+        ("1,one,\n2,two,\n", "no row is left with 'art', 'law', 'war'"),
+    ],
+)
+def test_of_several_labels_each_needs_a_row_with_it_and_one_without(project: Path, rows: str, expected: str) -> None:
+    columns = {"label": {"column": "label", "separator": " ", "aliases": None}}
+    with pytest.raises(UserError, match=expected):
+        run({"a.csv": "id,text,label\n" + rows}, task=TOPICS.model_dump(), columns=columns)
+
+
+def test_a_question_with_two_answers_stays_twice_and_the_summary_speaks_of_no_labels(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["q,a", "Why?,Because.", "why,Therefore.", "Why?,Because.", "How?,So.", "Who?,"]
+    columns = {"id": None, "text": "q", "label": "a"}
+    task = {"kind": "question_answering"}
+    records, report = run({"a.csv": "\n".join(lines) + "\n"}, task=task, columns=columns, max_refused_share=0.5)
+    found = [(record["text"], record["label"], record["messages"]) for record in records]
+    assert found == [("Why?", "Because.", None), ("why", "Therefore.", None), ("How?", "So.", None)]
+    assert (report["refused_by_reason"], report["rows_per_label"]) == ({"empty answer": 1}, {})
+    assert report["contradicting_labels"]["ids"] == [["a.csv:2", "a.csv:3"]]
+    assert capsys.readouterr().out.startswith("ingest: 3 of 5 rows kept; 1 refused, 1 exact duplicates")
+    with pytest.raises(UserError, match=r"1 x empty answer\.\nThe first"):
+        run({"a.csv": "\n".join(lines) + "\n"}, task=task, columns=columns)
+
+
+def test_conversations_come_from_json_lines_from_parquet_and_from_csv_alike(project: Path) -> None:
+    turns = [[("user", f"Question {n}"), ("assistant", f"Answer, {n}")] * n for n in (1, 2, 3)]
+    rows = [[{"role": role, "content": content} for role, content in conversation] for conversation in turns]
+    tables = {
+        "a.jsonl": "".join(json.dumps({"id": n, "c": row}) + "\n" for n, row in enumerate(rows)),
+        "b.csv": pandas.DataFrame({"id": ["b0", "b1", "b2"], "c": [json.dumps(row) for row in rows]}).to_csv(),
+    }
+    pq.write_table(pa.table({"id": ["c0", "c1", "c2"], "c": rows}), "data/raw/c.parquet")
+    columns = {"text": {"column": "c", "format": "messages"}, "label": None, "group": "id"}
+    records, report = run(tables, paths=["data/raw/*"], task={"kind": "chat"}, columns=columns)
+    assert [json.loads(record["messages"]) for record in records] == rows * 3
+    assert (report["rows_read"], report["rows_kept"]) == (9, 9)
+    assert {record["label"] for record in records} == {"Answer, 1", "Answer, 2", "Answer, 3"}
+
+
+def test_conversations_that_differ_only_in_who_said_it_are_no_duplicates(project: Path) -> None:
+    first = [("system", "a"), ("user", "b"), ("assistant", "c")]
+    second = [("user", "a\nb"), ("assistant", "c")]
+    rows = [
+        {"id": n, "c": [{"role": r, "content": c} for r, c in turns]} for n, turns in enumerate((first, second, first))
+    ]
+    columns = {"text": {"column": "c", "format": "messages"}, "label": None}
+    tables = {"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
+    records, report = run(tables, task={"kind": "chat"}, columns=columns)
+    assert len({record["group"] for record in records}) == 1
+    assert ([record["id"] for record in records], report["exact_duplicates_removed"]) == (["0", "1"], 1)
+
+
+def test_a_text_in_two_slices_is_no_duplicate_and_slices_are_counted(project: Path) -> None:
+    table = (
+        "id,text,label,review\n1,good,positive,Statins\n2,good,positive,ADHD\n3,bad,negative,ADHD\n4,so,neutral,ADHD\n"
+    )
+    records, report = run({"a.csv": table}, columns={"slice": "review"})
+    assert [record["slice"] for record in records] == ["Statins", "ADHD", "ADHD", "ADHD"]
+    assert report["rows_per_slice"] == {"ADHD": 3, "Statins": 1}
+    rows = "".join(f"x{n},text {n},neutral,{n}\n" for n in range(1_001))
+    with pytest.raises(UserError, match=r"ingest\.columns\.slice: has 1,003 different values"):
+        run({"a.csv": table + rows}, columns={"slice": "review"})

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.common.errors import UserError
+from stages.common.model import load_base
 from stages.common.scoring.batches import map_in_batches
 from stages.common.scoring.label_scores import build_tree, plain_path_reason, score_labels, shared_prefix
 from tests.tiny import make_tokenizer
+from tests.workplace import make_workplace
 
 TERMINATOR = 2
 TOLERANCE = 1e-4  # what issue 2 asks for in float32
@@ -167,16 +169,11 @@ def test_an_adapter_changes_the_scores_and_they_stay_exact(model: Any) -> None:
     assert np.abs(score_labels(adapted, prompts, label_ids, 500) - base_scores).min() > 100 * TOLERANCE
 
 
-def test_a_model_in_nf4_with_an_adapter_is_scored_exactly(base_folder: Path) -> None:
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    quantized = AutoModelForCausalLM.from_pretrained(
-        base_folder, quantization_config=quantization, dtype=torch.float32, device_map={"": "cpu"}
-    )
+def test_a_model_in_nf4_with_an_adapter_is_scored_exactly(tmp_path: Path) -> None:
+    place = make_workplace(tmp_path / "project")
+    assert place.main("stages.base_model") == 0
+    with place.entered():
+        quantized = load_base()
     assert_exact(with_adapter(sharpen(quantized)), random_prompts(), LABEL_SETS["one token and many"])
 
 

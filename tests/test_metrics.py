@@ -17,7 +17,7 @@ from stages.common.measuring.metrics import (
     probability_scores,
     two_class_scores,
 )
-from stages.common.measuring.ranking import choose_threshold, operating_points, ranking_scores
+from stages.common.measuring.ranking import choose_threshold, operating_points, ranking_scores, scores_at_recall
 
 
 def random_answers(rows: int, labels: int, seed: int, with_invalid: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,15 +102,9 @@ def test_the_four_counts_of_two_labels_sum_to_n_and_invalid_answers_are_wrong_on
     # Positive is 1. Positive rows: 3 found, 1 missed, 1 invalid. Negative rows: 2 right, 1 wrong, 2 invalid.
     matrix = np.array([[2, 1, 2], [1, 3, 1]])
     scores = two_class_scores(matrix, positive=1)
-    assert scores == {
-        "tp": 3,
-        "fp": 3,
-        "tn": 2,
-        "fn": 2,
-        "precision": 3 / 6,
-        "recall": 3 / 5,
-        "specificity": 2 / 5,
-    }
+    expected = {"tp": 3, "fp": 3, "tn": 2, "fn": 2, "precision": 3 / 6, "recall": 3 / 5, "specificity": 2 / 5}
+    # Of 3 in 5, from tables of Clopper & Pearson: .147 and .947.
+    assert scores == pytest.approx(expected | {"recall_low": 0.14663, "recall_high": 0.94726}, abs=1e-5)
     assert decision_scores(matrix)["accuracy"] == (scores["tp"] + scores["tn"]) / matrix.sum()
 
 
@@ -168,6 +162,35 @@ def test_work_saved_over_sampling_agrees_with_cases_worked_by_hand() -> None:
     assert ranking_scores(positive, np.full(100, 0.3))["wss_at_95"] == pytest.approx(-0.05)
 
 
+def test_reading_from_the_top_until_a_recall_is_reached_agrees_with_a_case_worked_by_hand() -> None:
+    # Positive rows at places 1, 2, 4, 7 of 10. Half of them: 2 read, 8/10 saved against 1/2. All: 7 read.
+    positive = np.isin(np.arange(1, 11), [1, 2, 4, 7])
+    falling = -np.arange(10.0)
+    half, everything = (scores_at_recall(positive, falling, recall) for recall in (0.5, 1.0))
+    assert half == pytest.approx({"wss_at_recall": 0.8 - 0.5, "precision_at_recall": 1.0})
+    assert everything == pytest.approx({"wss_at_recall": 0.3, "precision_at_recall": 4 / 7})
+    # 0.6 of 4 is 2.4: the third has to be found.
+    assert scores_at_recall(positive, falling, 0.6)["precision_at_recall"] == 3 / 4
+
+
+def test_rows_of_one_score_are_read_together_and_without_positive_rows_there_is_nothing_to_reach() -> None:
+    positive = np.arange(100) < 20
+    # Everything is read: nothing saved, less than what leaving out 5 % at random would have.
+    expected = {"wss_at_recall": -0.05, "precision_at_recall": 0.2}
+    assert scores_at_recall(positive, np.full(100, 0.3), 0.95) == pytest.approx(expected)
+    ties = scores_at_recall(np.array([True, False, True]), np.array([0.5, 0.5, 0.1]), 0.5)
+    assert ties == pytest.approx({"wss_at_recall": 1 / 3 - 0.5, "precision_at_recall": 0.5})
+    assert scores_at_recall(np.zeros(3, bool), np.arange(3.0), 0.9) == {}
+    assert scores_at_recall(np.ones(2, bool), np.arange(2.0), 0.5) == {"wss_at_recall": 0, "precision_at_recall": 1}
+
+
+def test_work_saved_at_95_is_the_number_for_that_recall() -> None:
+    actual, _, probabilities = random_answers(400, 2, 4, with_invalid=False)
+    scores = probabilities[:, 1]
+    expected = scores_at_recall(actual == 1, scores, 0.95)["wss_at_recall"]
+    assert ranking_scores(actual == 1, scores)["wss_at_95"] == pytest.approx(expected)
+
+
 def test_ranking_scores_that_need_missing_rows_are_left_out() -> None:
     assert ranking_scores(np.array([False, False]), np.array([0.1, 0.2])) == {}
     assert set(ranking_scores(np.array([True, True]), np.array([0.1, 0.2]))) == {"pr_auc", "wss_at_95"}
@@ -208,16 +231,16 @@ def test_the_recall_threshold_is_the_highest_that_reaches_the_recall() -> None:
 
 def test_the_bootstrap_of_cells_has_the_intervals_of_a_bootstrap_of_rows() -> None:
     actual, predicted, _ = random_answers(300, 2, 6, with_invalid=True)
-    found = bootstrap_intervals(confusion_matrix(actual, predicted, 2), 3_000, 0, positive=1)
+    found = bootstrap_intervals(confusion_matrix(actual, predicted, 2), 3_000, 0)
     generator = np.random.default_rng(1)
     values = []
     for _ in range(3_000):
         rows = generator.integers(0, 300, 300)
         matrix = confusion_matrix(actual[rows], predicted[rows], 2)
         scores = decision_scores(matrix)
-        values.append((scores["accuracy"], scores["f1_macro"], two_class_scores(matrix, 1)["recall"]))
+        values.append((scores["accuracy"], scores["f1_macro"], scores["recall_macro"]))
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
-    for index, name in enumerate(("accuracy", "f1_macro", "recall")):
+    for index, name in enumerate(("accuracy", "f1_macro", "recall_macro")):
         # The quantiles' own sampling error is about 0.002 here.
         assert found[f"{name}_low"] == pytest.approx(low[index], abs=0.008)
         assert found[f"{name}_high"] == pytest.approx(high[index], abs=0.008)
@@ -246,3 +269,16 @@ def test_the_seed_decides_the_intervals() -> None:
     matrix = np.array([[50, 10, 0], [5, 35, 0]])
     assert bootstrap_intervals(matrix, 200, 7) == bootstrap_intervals(matrix, 200, 7)
     assert bootstrap_intervals(matrix, 200, 7) != bootstrap_intervals(matrix, 200, 8)
+
+
+def test_the_intervals_of_a_seed_stay_what_they_were_before_macro_recall_had_one() -> None:
+    # Written down from the version without recall_macro_low and recall_macro_high: no draw may be added or moved.
+    found = bootstrap_intervals(np.array([[50, 10, 0], [5, 35, 0]]), 200, 7)
+    expected = {
+        "accuracy_low": 0.79,
+        "accuracy_high": 0.91,
+        "f1_macro_low": 0.7801944141767506,
+        "f1_macro_high": 0.9095622686502206,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert set(found) - set(expected) == {"recall_macro_low", "recall_macro_high"}

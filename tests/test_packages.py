@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stages.common.errors import UserError
-from stages.common.params import PackageSource
+from stages.common.schema.ingest import PackageSource
 from stages.common.sources.packages import _explain, fetch_package_member, unpack_member
 
 TABLE = b"1\t0.5\tfine\n"

@@ -130,7 +130,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     # The four keys that a reader edits to bring their own data.
     project.edit_params("task.labels", ["bad", "so-so", "good"])
     project.edit_params("ingest.source", {"kind": "files", "paths": ["data/raw/reviews.csv"], "format": None})
-    columns = {"id": "number", "text": "review", "label": "opinion", "group": None, "split": None}
+    columns = {"id": "number", "text": "review", "label": "opinion", "group": None, "split": None, "slice": None}
     project.edit_params("ingest.columns", columns)
     project.edit_params("format_prompts.template", "Review: {{ text }}\nOpinion:")
     project.edit_params("finetune.max_steps", 6)

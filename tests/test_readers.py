@@ -1,8 +1,10 @@
 """Readers are given files as users' programs write them, and files that are broken in known ways."""
 
 import bz2
+import csv
 import gzip
 import io
+import json
 import lzma
 import zipfile
 from collections.abc import Callable
@@ -11,9 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.common.errors import UserError
-from stages.common.params import TableFormat
+from stages.common.schema.ingest import TableFormat
+from stages.common.sources import json_objects
 from stages.common.sources.readers import Row, format_of, read_rows
 
 CSV = b"id,text,label\n1,good,positive\n2,bad,negative\n"
@@ -130,6 +135,63 @@ def test_json_lines_are_read_with_missing_keys_as_null_and_broken_lines_refused(
     assert rows[3][1] == "is a JSON list, not an object"
 
 
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.lists(JSON_VALUES, max_size=6), st.sampled_from([None, 0, 3]), st.booleans(), st.integers(1, 9))
+def test_a_list_in_json_is_read_piece_by_piece_as_json_reads_it_whole(
+    values: list[object], indent: int | None, ascii_only: bool, piece: int
+) -> None:
+    text = " \n" + json.dumps(values, indent=indent, ensure_ascii=ascii_only) + "\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_objects, "PIECE", piece)
+        rows = [row for _, row in json_objects.json_objects(io.StringIO(text), "a.json")]
+    kinds = [
+        value if isinstance(value, dict) else f"is a JSON {type(value).__name__}, not an object" for value in values
+    ]
+    assert rows == kinds
+
+
+def test_the_objects_of_a_list_are_numbered_in_it_since_all_may_stand_on_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b'\n[\n  {"text":\n "a\\n"}, {"text": "b"\n},\n\n{"text": "c"}]'))
+    assert read(path, columns=["text"]) == [(1, ["a\n"]), (2, ["b"]), (3, ["c"])]
+
+
+def test_a_list_of_many_objects_is_read_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    rows = [{"text": "x" * (number % 3_000), "label": number} for number in range(3_000)]
+    path.write_text(json.dumps(rows))
+    assert path.stat().st_size > 4 * json_objects.PIECE
+    assert [values for _, values in read(path)] == [[row["text"], row["label"]] for row in rows]
+
+
+def test_lines_are_json_lines_even_when_the_name_says_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"text": "x" * 3_000_000, "label": 1}) + '\n[1]\n{"text": "b"}\n')
+    first, second, third = read(path)
+    assert (first[0], len(first[1][0]), first[1][1]) == (1, 3_000_000, 1)
+    assert (second, third) == ((2, "is a JSON list, not an object"), (3, ["b", None]))
+
+
+def test_lists_of_objects_come_as_such_from_json_lines_and_parquet_and_as_text_from_csv(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": 'so "far"\n'}, {"role": "assistant", "content": "good"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"turns": turns}) + "\n", encoding="utf-8")
+    pq.write_table(pa.table({"turns": [turns]}), tmp_path / "a.parquet")
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["turns"], [json.dumps(turns)]])
+    ((_, from_json),) = read(tmp_path / "a.jsonl", columns=["turns"])
+    ((_, from_parquet),) = read(tmp_path / "a.parquet", columns=["turns"])
+    ((_, from_csv),) = read(tmp_path / "a.csv", columns=["turns"])
+    assert from_json == [turns]
+    assert from_parquet == (turns,)
+    assert from_csv == (json.dumps(turns),)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
 def test_a_file_is_read_in_the_encoding_that_params_name(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "table.csv"
@@ -153,9 +215,20 @@ CASES = [
     ("a.csv", LATIN.encode("cp1252"), "line 5,002 is not utf-8 text"),
     ("a.csv.gz", gzip.compress(LATIN.encode("cp1252")), "line 5,002 is not utf-8 text"),
     ("a.csv.zst", zstd(LATIN.encode("cp1252")), "line 5,002 is not utf-8 text"),
-    ("a.csv", CSV.decode().encode("utf-16"), "start byte). Set ingest.source.format.encoding to utf-16"),
+    ("a.csv", CSV.decode().encode("utf-16"), "start byte). Set its source's format.encoding to utf-16"),
     ("a.csv", CSV.decode().encode("utf-16-le"), "first row holds NUL bytes"),
     ("a.jsonl", b'{"text": "caf\xe9"}', "line 1 is not utf-8 text"),
+    ("a.json", b"[]", "nothing but empty lines or an empty list"),
+    ("a.json", b'[{"txt": 1, "label": 2}]', "no column 'text'. It has 'txt', 'label'. Did you mean 'txt'"),
+    ("a.json", b'[{"text": 1}\n{"text": 2}]', "line 2: a comma or ] is missing"),
+    ("a.json", b'[{"text": 1},\n\n{"text": }]', "line 3: Expecting value"),
+    ("a.json", b'[{"text": 1},\n]', "line 2: Expecting value"),
+    ("a.json", b'[{"text": 1},\n{"text": "a', "line 2: Unterminated string"),
+    ("a.json", b'[{"text": 1}', "line 1: a comma or ] is missing"),
+    ("a.json", b'[{"text": 1}]\n[]', "line 2: there is more behind its end"),
+    ("a.json", b"[" * 100_000, "line 1: maximum recursion depth"),
+    ("a.json", b'[{"text": ' + b"1" * 5_000 + b"}]", "line 1: Exceeds the limit"),
+    ("a.json.gz", gzip.compress(b'[{"text": 1}]')[:-12], "is damaged or incomplete after row"),
     ("a.csv.gz", gzip.compress(CSV * 9)[:-12], "is damaged or incomplete after row"),
     ("a.csv.bz2", bz2.compress(CSV * 9)[:-12], "is damaged or incomplete after row"),
     ("a.csv.xz", lzma.compress(CSV * 9)[:-12], "is damaged or incomplete after row"),
@@ -203,8 +276,8 @@ def test_an_unknown_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
 
 
 def test_a_name_that_does_not_say_its_kind_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.json: its name does not say"):
-        format_of("data.json")
+    with pytest.raises(UserError, match=r"data\.xlsx: its name does not say"):
+        format_of("data.xlsx")
 
 
 def test_progress_adds_up_to_the_size_of_the_file(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ import pytest
 
 from stages import format_prompts, split
 from stages.common.errors import UserError
+from stages.common.labels import join_labels
 from stages.common.leakage import DROPPED, PARTS, TEST, TRAIN, VALIDATION, Rows, drop_leaks
-from stages.common.params import Split
+from stages.common.schema.prompts import Split
+from stages.common.schema.task import ClassificationTask, GenerationTask
+from stages.common.strata import strata_of
 from stages.common.tables import open_table, table_metadata
 from stages.common.text_keys import group_key
 from stages.split import assign_parts
@@ -29,15 +34,26 @@ def parameters(**changes: Any) -> Split:
 
 
 def make_rows(
-    labels: list[int],
+    labels: Sequence[int | set[int]],
     groups: list[Any] | None = None,
     texts: list[Any] | None = None,
     published: list[int] | None = None,
+    n_labels: int | None = None,
 ) -> Rows:
-    """Every row its own group and text unless said otherwise."""
+    """Every row its own group and text, and labels up to the last one that there is, unless said otherwise."""
     own = list(range(len(labels)))
     keys = [np.array([group_key(f"k{key}") for key in column or own], np.bytes_) for column in (groups, texts)]
-    return Rows(np.array(labels), keys[0], keys[1], None if published is None else np.array(published))
+    sets = [found if isinstance(found, set) else {found} for found in labels]
+    flags = np.zeros((len(sets), n_labels or 1 + max((max(found, default=0) for found in sets), default=0)), np.bool_)
+    for row, found in enumerate(sets):
+        flags[row, list(found)] = True
+    return Rows(strata_of(flags), flags, keys[0], keys[1], None if published is None else np.array(published))
+
+
+def make_texts(count: int, groups: list[Any] | None = None) -> Rows:
+    """Rows without labels, whose answers are texts."""
+    rows = make_rows([0] * count, groups)
+    return rows._replace(labels=rows.labels[:, :0], strata=strata_of(rows.labels[:, :0]))
 
 
 # --- shares -----------------------------------------------------------------------------------------------------------
@@ -64,7 +80,7 @@ def test_the_seed_decides_and_the_order_of_rows_does_not() -> None:
     assert (assign_parts(rows, LABELS[:2], parameters()) == parts).all()
     assert (assign_parts(rows, LABELS[:2], parameters(seed=2)) != parts).any()
     order = np.random.default_rng(0).permutation(len(labels))
-    shuffled = Rows(rows.labels[order], rows.groups[order], rows.texts[order], None)
+    shuffled = Rows(rows.strata[order], rows.labels[order], rows.groups[order], rows.texts[order], None)
     assert (assign_parts(shuffled, LABELS[:2], parameters()) == parts[order]).all()
 
 
@@ -91,6 +107,92 @@ def test_a_label_that_is_hardly_ever_a_groups_most_frequent_one_is_no_obstacle()
     labels = ([0] * 9 + [1]) * 30 + [1] * 10
     parts = assign_parts(make_rows(labels, [index // 10 for index in range(310)]), LABELS[:2], parameters())
     assert np.bincount(parts).tolist() == [200, 40, 70]
+
+
+# --- several labels, and none -----------------------------------------------------------------------------------------
+
+
+def labelled(labels: list[str] = LABELS[:2], multi_label: bool = False) -> ClassificationTask:
+    positive = labels[0] if len(labels) == 2 and not multi_label else None
+    return ClassificationTask(
+        kind="classification",
+        labels=labels,
+        multi_label=multi_label,
+        label_descriptions=None,
+        positive_label=positive,
+    )
+
+
+def test_rows_with_several_labels_are_stratified_by_the_rarest_of_them() -> None:
+    # 500 rows of label 0, of which 100 have 1 too and 20 have 2 too; 80 have 1 alone; 100 have none.
+    labels = [{0}] * 380 + [{0, 1}] * 100 + [{0, 2}] * 20 + [{1}] * 80 + [set()] * 100
+    rows = make_rows(labels)
+    assert np.bincount(rows.strata).tolist() == [380, 180, 20, 100]
+    parts = assign_parts(rows, LABELS, parameters())
+    counts = [np.bincount(rows.strata[parts == part], minlength=4).tolist() for part in range(3)]
+    # A fifth (a tenth) of 380, 180, 20 and 100.
+    assert counts == [[266, 126, 14, 70], [38, 18, 2, 10], [76, 36, 4, 20]]
+    split.check_every_part(parts, rows, labelled(LABELS, True), parameters())
+
+
+def test_of_two_equally_rare_labels_the_first_counts_as_the_rarest() -> None:
+    assert strata_of(np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0]], np.bool_)).tolist() == [0, 1, 0, 3]
+
+
+def test_with_several_labels_each_part_needs_texts_with_and_without_each() -> None:
+    published = [TRAIN, TRAIN, VALIDATION, VALIDATION, TEST, TEST]
+    task = labelled(multi_label=True)
+    for labels, message in (
+        ([{0}, {1}, {0}, {1}, {0}, set()], r"'neutral' has 2 groups .* none of them is in test; .* each have it"),
+        (
+            [{0}, {1}, {0, 1}, {0}, {0}, {1}],
+            r"'negative' is lacking in 2 groups .* in validation; .* a text without it",
+        ),
+    ):
+        rows = make_rows(labels, published=published)
+        with pytest.raises(UserError, match=message):
+            split.check_every_part(np.array(published), rows, task, parameters())
+    rows = make_rows([{0}, {1}] * 3, published=published)
+    split.check_every_part(np.array(published), rows, task, parameters())
+
+
+def test_without_labels_whole_groups_are_drawn_by_the_seed() -> None:
+    groups = [index // 3 for index in range(300)]
+    rows = make_texts(300, groups)
+    parts = assign_parts(rows, [], parameters())
+    assert np.bincount(parts).tolist() == [210, 30, 60]
+    assert max(Counter(group for group, _ in set(zip(groups, parts.tolist(), strict=True))).values()) == 1
+    assert (assign_parts(rows, [], parameters()) == parts).all()
+    assert (assign_parts(rows, [], parameters(seed=2)) != parts).any()
+    order = np.random.default_rng(0).permutation(300)
+    shuffled = Rows(rows.strata[order], rows.labels[order], rows.groups[order], rows.texts[order], None)
+    assert (assign_parts(shuffled, [], parameters()) == parts[order]).all()
+    split.check_every_part(parts, rows, GenerationTask(kind="chat"), parameters())
+
+
+def test_too_few_groups_without_labels_are_an_error() -> None:
+    for count in (1, 2):
+        with pytest.raises(UserError, match=r"groups are too few to take 1 for \w+ and leave train some\. Change"):
+            assign_parts(make_texts(count), [], parameters())
+    assert sorted(assign_parts(make_texts(3), [], parameters())) == [TRAIN, VALIDATION, TEST]
+
+
+def test_a_part_that_leakage_empties_is_an_error_without_labels_too() -> None:
+    parts = np.array([TRAIN, TRAIN, TEST, DROPPED])
+    with pytest.raises(UserError, match="no rows are left in validation"):
+        split.check_every_part(parts, make_texts(4), GenerationTask(kind="question_answering"), parameters())
+
+
+def test_one_label_for_each_text_gives_the_parts_that_it_always_gave() -> None:
+    # SHA-256 of the parts as they were before tasks had several labels or none (commit 9997bec).
+    generator = random.Random(7)
+    groups = [generator.randrange(900) for _ in range(3_000)]
+    labels = [generator.choices([0, 1, 2], [6, 3, 1])[0] for _ in groups]
+    digests = [
+        hashlib.sha256(assign_parts(rows, LABELS, parameters()).astype("<i8").tobytes()).hexdigest()[:16]
+        for rows in (make_rows(labels), make_rows(labels, groups))
+    ]
+    assert digests == ["cfa15057863e3339", "d6afea633509fa67"]
 
 
 # --- published splits -------------------------------------------------------------------------------------------------
@@ -129,14 +231,14 @@ def test_a_published_split_without_train_is_an_error() -> None:
 @pytest.mark.parametrize(("count", "has"), [(0, "0 groups"), (2, "2 groups")])
 def test_a_label_with_too_few_groups_is_named_with_the_remedy(count: int, has: str) -> None:
     with pytest.raises(UserError, match=f"'positive' has {has} .* about 10 are needed .* split.validation_share"):
-        assign_parts(make_rows([0] * 50 + [1] * 50 + [2] * count), LABELS, parameters())
+        assign_parts(make_rows([0] * 50 + [1] * 50 + [2] * count, n_labels=3), LABELS, parameters())
 
 
 def test_a_label_that_some_part_lacks_is_named() -> None:
     rows = make_rows([0, 1, 0, 1, 0, 0], published=[TRAIN, TRAIN, VALIDATION, VALIDATION, TEST, TEST])
     parts = assign_parts(rows, LABELS[:2], parameters())
     with pytest.raises(UserError, match=r"'neutral' has 2 groups .* none of them is in test"):
-        split.check_every_part_has_every_label(parts, rows, LABELS[:2], parameters())
+        split.check_every_part(parts, rows, labelled(), parameters())
 
 
 def test_too_few_groups_for_one_of_each_label_are_an_error() -> None:
@@ -191,14 +293,17 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_params()
 
 
-def set_params(**changes: Any) -> None:
-    task = {"kind": "classification", "labels": LABELS, "label_descriptions": None, "positive_label": None}
+SINGLE_LABEL = labelled(LABELS).model_dump()
+FORMAT = {"kind": "classification", "labels": LABELS}
+
+
+def set_params(task: dict[str, Any] = SINGLE_LABEL, **changes: Any) -> None:
     # JSON is YAML.
     Path("params.yaml").write_text(json.dumps({"task": task, "split": {**PARAMS, **changes}}))
 
 
-def save_prompts(rows: list[dict[str, Any]]) -> None:
-    with open_table("data/prompts.parquet", format_prompts.SCHEMA, {"prompt_format": {"labels": LABELS}}) as table:
+def save_prompts(rows: list[dict[str, Any]], prompt_format: dict[str, Any] = FORMAT) -> None:
+    with open_table("data/prompts.parquet", format_prompts.SCHEMA, {"prompt_format": prompt_format}) as table:
         for row in rows:
             table.add(row)
 
@@ -211,9 +316,11 @@ def make_prompts(count: int) -> list[dict[str, Any]]:
             "label": LABELS[index % 3],
             "group": group_key(f"text number {index}"),
             "split": None,
+            "slice": None,
             "prompt": f"p{index}",
             "completion": " x",
             "prompt_ids": [index, 1],
+            "prompt_answer_mask": None,
             "completion_ids": [3],
             "shortened": False,
         }
@@ -233,7 +340,7 @@ def test_the_parts_hold_all_rows_in_their_order_with_the_prompt_format(capsys: p
         positions = [int(row["id"][1:]) for row in rows]
         assert positions == sorted(positions)
         assert rows == [{name: prompts[index][name] for name in split.COLUMNS} for index in positions]
-        assert table_metadata(path, "prompt_format") == {"labels": LABELS}
+        assert table_metadata(path, "prompt_format") == FORMAT
         seen += positions
     assert sorted(seen) == list(range(12_000))
     report = json.loads(Path("data/reports/split.json").read_text())
@@ -272,4 +379,48 @@ def test_a_split_column_with_holes_is_an_error_that_names_a_row() -> None:
         row["split"] = "train"
     save_prompts(prompts)
     with pytest.raises(UserError, match="10 of 60 rows have no published split, the first is 'r50'"):
+        split.main()
+
+
+@pytest.mark.usefixtures("workspace")
+def test_several_labels_are_counted_each_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [["negative"], ["negative", "neutral"], ["positive"], []]
+    prompts = make_prompts(400)
+    for index, row in enumerate(prompts):
+        row |= {"label": join_labels(cells[index % 4]), "completion": None, "completion_ids": None}
+    set_params(labelled(LABELS, True).model_dump())
+    save_prompts(prompts, {"kind": "multi_label", "labels": LABELS})
+    split.main()
+    report = json.loads(Path("data/reports/split.json").read_text())
+    assert report["test"] == {"rows": 80, "groups": 80, "labels": {"negative": 40, "neutral": 20, "positive": 20}}
+    assert "validation 40 rows (negative 50.0%, neutral 25.0%, positive 25.0%)" in capsys.readouterr().out
+    assert pq.read_table("data/splits/test.parquet")["completion_ids"].null_count == 80
+
+
+@pytest.mark.usefixtures("workspace")
+def test_conversations_keep_their_masks_and_slices_and_are_reported_without_labels(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompts = make_prompts(100)
+    for index, row in enumerate(prompts):
+        row |= {"label": f"answer {index}", "slice": f"s{index % 2}", "prompt_answer_mask": [index % 2 == 0, False]}
+    set_params({"kind": "chat"})
+    save_prompts(prompts, {"kind": "chat", "labels": []})
+    split.main()
+    report = json.loads(Path("data/reports/split.json").read_text())
+    assert report["train"] == {"rows": 70, "groups": 70}
+    assert "split: train 70 rows; validation 10 rows; test 20 rows\n" in capsys.readouterr().out
+    for part in PARTS:
+        for row in pq.read_table(f"data/splits/{part}.parquet").to_pylist():
+            assert row == {name: prompts[int(row["id"][1:])][name] for name in split.COLUMNS}
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize(
+    "task", [{"kind": "chat"}, labelled(LABELS, True).model_dump(), labelled(LABELS[::-1]).model_dump()]
+)
+def test_prompts_of_another_task_are_an_error(task: dict[str, Any]) -> None:
+    save_prompts(make_prompts(30))
+    set_params(task)
+    with pytest.raises(UserError, match="made for another kind of task or other labels"):
         split.main()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
     "{% for message in messages %}"
@@ -23,14 +24,14 @@ CORPUS = [
 ] * 20
 
 
-def make_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer of 400 tokens with ChatML's control tokens; any text can be encoded."""
+def make_tokenizer(control_tokens: Sequence[str] = CONTROL_TOKENS) -> Tokenizer:
+    """A byte-level BPE tokenizer of 400 tokens, the control tokens first; any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=CONTROL_TOKENS,
+        special_tokens=list(control_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

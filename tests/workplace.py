@@ -127,7 +127,7 @@ def make_workplace(folder: Path) -> Workplace:
     place.set("base_model", {"source": "folder", "path": "base"})
     place.set("task.labels", ["bad", "so-so", "good"])
     place.set("ingest.source", {"kind": "files", "paths": [REVIEWS.as_posix()], "format": None})
-    columns = {"id": "number", "text": "review", "label": "opinion", "group": None, "split": None}
+    columns = {"id": "number", "text": "review", "label": "opinion", "group": None, "split": None, "slice": None}
     place.set("ingest.columns", columns)
     place.set("format_prompts.template", "Review: {{ text }}\nOpinion:")
     place.set("finetune.max_steps", 6)

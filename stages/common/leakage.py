@@ -17,19 +17,23 @@ DROPPED = -1
 
 Integers = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.bytes_]
+Flags = npt.NDArray[np.bool_]
 
 
 class Rows(NamedTuple):
     """The columns that decide about a row's part, n rows each.
 
     Attributes:
-        labels: int (n,), index into task.labels.
+        strata: int (n,), what is shared out in equal parts: with one label for each text its index in task.labels; with
+            several that of the rarest one, and for a text without any the number of labels; 0 where answers are texts.
+        labels: bool (n, number of labels), the labels that each row has.
         groups: bytes (n,), the column `group`.
         texts: bytes (n,), equal for texts that are the same after normalisation.
         published: int (n,), index into PARTS; or None when no split is published.
     """
 
-    labels: Integers
+    strata: Integers
+    labels: Flags
     groups: Keys
     texts: Keys
     published: Integers | None

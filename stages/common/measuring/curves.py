@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from stages.common.tables import write_text
 
 POINTS = 200
 DECIMALS = 4
+LISTED_MISTAKES = 20
 
 Row = Sequence[Any]
+# A table's name → its rows.
+Tables = dict[str, list[Row]]
 
 
 def confusion_rows(matrix: np.ndarray, labels: Sequence[str]) -> list[Row]:
@@ -50,7 +54,12 @@ def ranking_rows(truth: np.ndarray, scores: np.ndarray) -> tuple[list[Row], list
 
 def reliability_rows(actual: np.ndarray, probabilities: np.ndarray, bins: int) -> list[Row]:
     """Mean confidence, accuracy and rows of each bin of confidence in the likeliest label that holds rows."""
-    table = calibration_bins(*confidence_and_correctness(actual, probabilities), bins)
+    return bin_rows(*confidence_and_correctness(actual, probabilities), bins)
+
+
+def bin_rows(confidence: np.ndarray, correct: np.ndarray, bins: int) -> list[Row]:
+    """Mean confidence, share of what is true, and rows of each bin of confidence that holds rows."""
+    table = calibration_bins(confidence, correct, bins)
     return [
         (round(float(confidence), DECIMALS), round(float(accuracy), DECIMALS), int(rows))
         for confidence, accuracy, rows in zip(table.confidence, table.accuracy, table.rows, strict=True)
@@ -93,6 +102,20 @@ def loss_rows(path: Path) -> list[Row]:
         points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file, delimiter="\t")]
     kept = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).round().astype(int))
     return [(points[index][0], round(points[index][1], DECIMALS)) for index in kept]
+
+
+def per_class_rows(blocks: Mapping[str, Any], names: Iterable[str]) -> list[Row]:
+    """Predictor, label and F1 out of the blocks of metrics.json."""
+    return [
+        (name, label, round(scores["f1"], DECIMALS))
+        for name in names
+        for label, scores in blocks[name]["per_class"].items()
+    ]
+
+
+def rounded(value: float) -> float | None:
+    """A number as the tables show it; NaN is an empty cell."""
+    return None if math.isnan(value) else round(float(value), DECIMALS)
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> list[Row]:

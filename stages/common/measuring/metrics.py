@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import betaincinv
 
 
 class LabelScores(NamedTuple):
@@ -94,11 +95,13 @@ def two_class_scores(matrix: np.ndarray, positive: int) -> dict[str, float]:
         positive: code of the positive label.
 
     Returns:
-        tp, fp, tn, fn, precision, recall, specificity; a rate without rows is 0.
+        tp, fp, tn, fn, precision, recall with its exact 95 % interval, specificity; a rate without rows is 0. The
+        interval is exact because a resampled recall of 1 would always be 1, however few rows it comes from.
     """
     negative = 1 - positive
     tp, tn = int(matrix[positive, positive]), int(matrix[negative, negative])
     fn, fp = int(matrix[positive].sum()) - tp, int(matrix[negative].sum()) - tn
+    low, high = exact_interval(tp, tp + fn)
     return {
         "tp": tp,
         "fp": fp,
@@ -106,43 +109,53 @@ def two_class_scores(matrix: np.ndarray, positive: int) -> dict[str, float]:
         "fn": fn,
         "precision": tp / (tp + fp) if tp + fp else 0.0,
         "recall": tp / (tp + fn) if tp + fn else 0.0,
+        "recall_low": low,
+        "recall_high": high,
         "specificity": tn / (tn + fp) if tn + fp else 0.0,
     }
 
 
-def bootstrap_intervals(matrix: np.ndarray, samples: int, seed: int, positive: int | None = None) -> dict[str, float]:
-    """95 % percentile intervals of accuracy and macro-F1, and of the positive label's recall (Efron 1979).
+def bootstrap_intervals(matrix: np.ndarray, samples: int, seed: int) -> dict[str, float]:
+    """95 % percentile intervals of accuracy, macro-F1 and macro-recall (Efron 1979).
 
-    All three follow from the confusion matrix alone, and resampling n rows with replacement makes its cells
+    All of them follow from the confusion matrix alone, and resampling n rows with replacement makes its cells
     multinomial with the observed shares; so cells are drawn instead of rows, which is the same in distribution.
 
     Args:
         matrix: counts as `confusion_matrix` makes them, of at least one row.
         samples: number of resamples.
         seed: of the draws.
-        positive: with two labels, the positive one's code.
 
     Returns:
-        accuracy_low, accuracy_high, f1_macro_low, f1_macro_high and, with `positive`, recall_low, recall_high.
+        accuracy_low, accuracy_high, f1_macro_low, f1_macro_high, recall_macro_low, recall_macro_high.
     """
-    names = ["accuracy", "f1_macro", *(["recall"] if positive is not None else [])]
     generator, rows = np.random.default_rng(seed), matrix.sum()
     cells = np.flatnonzero(matrix)
     shares = matrix.flat[cells] / rows
-    values = np.empty((samples, len(names)))
+    values = np.empty((samples, 3))
     for sample in range(samples):
         drawn = np.zeros_like(matrix)
         drawn.flat[cells] = generator.multinomial(rows, shares)
         scores = per_label_scores(drawn)
-        values[sample, :2] = np.trace(drawn) / rows, scores.f1.mean()
-        if positive is not None:
-            values[sample, 2] = scores.recall[positive]
+        values[sample] = np.trace(drawn) / rows, scores.f1.mean(), scores.recall.mean()
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return {
         f"{name}_{end}": float(edge[index])
-        for index, name in enumerate(names)
+        for index, name in enumerate(("accuracy", "f1_macro", "recall_macro"))
         for end, edge in (("low", low), ("high", high))
     }
+
+
+def exact_interval(found: int, total: int) -> tuple[float, float]:
+    """The two-sided 95 % interval of a share (Clopper & Pearson 1934); from 0 to 1 without rows.
+
+    Args:
+        found: from 0 to `total`.
+        total: how many there are to find.
+    """
+    low = float(betaincinv(found, total - found + 1, 0.025)) if found else 0.0
+    high = float(betaincinv(found + 1, total - found, 0.975)) if found < total else 1.0
+    return low, high
 
 
 def _margins(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,13 +26,39 @@ def ranking_scores(positive: np.ndarray, scores: np.ndarray) -> dict[str, float]
     """
     if not positive.any():
         return {}
-    _, found, selected = operating_points(positive, scores)
-    read = selected[np.argmax(found / positive.sum() >= 0.95)]
     both = {} if positive.all() else {"roc_auc": float(roc_auc_score(positive, scores))}
     return both | {
         "pr_auc": float(average_precision_score(positive, scores)),
-        "wss_at_95": float((len(scores) - read) / len(scores) - 0.05),
+        "wss_at_95": float((len(scores) - _first_reaching(positive, scores, 0.95)[1]) / len(scores) - 0.05),
     }
+
+
+def scores_at_recall(positive: np.ndarray, scores: np.ndarray, recall: float) -> dict[str, float]:
+    """What reading from the top costs until a recall is reached, on these very rows; rows with one score together.
+
+    Args:
+        positive: whether each row is positive, shape (n,).
+        scores: higher is more positive, shape (n,).
+        recall: above 0 and at most 1.
+
+    Returns:
+        wss_at_recall, work saved over sampling: (n - rows read) / n - (1 - recall); and precision_at_recall, the share
+        of positive rows among those read. Both are left out where no row is positive.
+    """
+    if not positive.any():
+        return {}
+    found, read = _first_reaching(positive, scores, recall)
+    return {
+        "wss_at_recall": (len(scores) - read) / len(scores) - (1 - recall),
+        "precision_at_recall": found / read,
+    }
+
+
+def _first_reaching(positive: np.ndarray, scores: np.ndarray, recall: float) -> tuple[int, int]:
+    """Positive rows and all rows from the highest threshold on that reaches a recall."""
+    _, found, selected = operating_points(positive, scores)
+    place = np.argmax(found / positive.sum() >= recall)
+    return int(found[place]), int(selected[place])
 
 
 def operating_points(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

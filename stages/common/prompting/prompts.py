@@ -9,8 +9,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from stages.common.branches import answer_key
 from stages.common.errors import UserError, listing
-from stages.common.prompting.templates import chat_frame, chat_terminator_id, prompt_template, render, template_error
+from stages.common.prompting.answers import terminator_ids
+from stages.common.prompting.budget import SMALLEST_EXCHANGE, prompt_room, shorten_to_fit
+from stages.common.prompting.chat_frames import conversation_frame
+from stages.common.prompting.chat_template import chat_frame
+from stages.common.prompting.kinds import GENERATION_KINDS
+from stages.common.prompting.templates import prompt_template, render, template_error
 from stages.common.prompting.tokenizer import PromptTokenizer
 
 
@@ -19,24 +25,29 @@ class PromptFormat:
     """Everything that turns a text into a prompt, and a label into its completion.
 
     Attributes:
+        kind: "classification", "multi_label", "question_answering" or "chat".
         style: "plain" or "chat".
-        system: chat: the system message, or None.
-        template: Jinja over text, labels, descriptions and exemplars.
-        labels: task.labels, in order.
+        system: chat: the system message, or None. With the kind "chat" for conversations that have none.
+        template: Jinja over text, labels, descriptions and exemplars; None with the kind "chat".
+        labels: task.labels, in order; empty where answers are texts.
         label_descriptions: a text for each label, or None.
         exemplars: {"text", "label"} of each row set aside for the prompt.
         max_length_tokens: longest prompt and completion together.
-        completions: for each label {"text", "ids"}; ids include the terminator.
+        completions: {"text", "ids"} by label, or with multi_label by `answer_key`; ids include the terminator. Empty
+            where answers are texts.
+        terminator_ids: tokens that end an answer; the first is the one that is learned.
     """
 
+    kind: str
     style: str
     system: str | None
-    template: str
+    template: str | None
     labels: list[str]
     label_descriptions: dict[str, str] | None
     exemplars: list[dict[str, str]]
     max_length_tokens: int
     completions: dict[str, dict[str, Any]]
+    terminator_ids: list[int]
 
     def to_json(self) -> dict[str, Any]:
         """The format as values that JSON can hold."""
@@ -58,9 +69,10 @@ class EncodedPrompt(NamedTuple):
 
 def build_format(
     *,
+    kind: str,
     style: str,
     system: str | None,
-    template: str,
+    template: str | None,
     labels: list[str],
     label_descriptions: dict[str, str] | None,
     exemplars: list[dict[str, str]],
@@ -70,23 +82,32 @@ def build_format(
     """Make a format and check that prompts can be made with it; see `PromptFormat` for the arguments.
 
     Raises:
-        UserError: the template is wrong or leaves no room for a text, the base model has no chat template or no end
-            token, or two labels have the same tokens.
+        UserError: the template is wrong or leaves no room for a text, the base model has no end token or no chat
+            template, or one that cannot be used, or two labels have the same tokens.
     """
-    completions = _completions(style, labels, tokenizer, _terminator_id(style, system, tokenizer))
+    ends = terminator_ids(style, system, tokenizer)
+    answers = labels
+    if kind == "multi_label":
+        answers = [answer_key(label, yes) for label in labels for yes in (True, False)]
+    completions = _completions(style, answers, tokenizer, ends[0])
     prompt_format = PromptFormat(
-        style, system, template, labels, label_descriptions, exemplars, max_length_tokens, completions
+        kind, style, system, template, labels, label_descriptions, exemplars, max_length_tokens, completions, ends
     )
-    [empty] = encode_prompts(prompt_format, tokenizer, [""])
-    if tokenizer.nonce in empty.text.casefold():
+    [empty] = _encode(prompt_format, tokenizer, [""])
+    if tokenizer.nonce in tokenizer.publish(empty.text).casefold():
         raise template_error("a filter changes the spelling of a control token; take the token out of the filter")
-    if len(empty.ids) >= _room_tokens(prompt_format):
-        raise _no_room(prompt_format, len(empty.ids))
+    if len(empty.ids) > max_length_tokens - _rest_tokens(prompt_format):
+        raise no_room(prompt_format, len(empty.ids))
+    if kind in GENERATION_KINDS and style == "chat":
+        # Unlike a prompt alone, this shows a template whose answers do not stand where it asks for them.
+        conversation_frame(tokenizer, ("user", "assistant", "user"))
     return prompt_format
 
 
-def encode_prompts(prompt_format: PromptFormat, tokenizer: PromptTokenizer, texts: list[str]) -> list[EncodedPrompt]:
-    """Turn texts into prompts within the token budget.
+def encode_prompts(
+    prompt_format: PromptFormat, tokenizer: PromptTokenizer, texts: list[str], answer_tokens: list[int] | None = None
+) -> list[EncodedPrompt]:
+    """Turn texts into prompts within the token budget; see `conversations` for the kind "chat".
 
     Whatever stands in a text, a label, a description or an exemplar is encoded as plain text, control tokens too.
 
@@ -94,50 +115,87 @@ def encode_prompts(prompt_format: PromptFormat, tokenizer: PromptTokenizer, text
         prompt_format: how.
         tokenizer: the base model's.
         texts: any strings; of one that is too long the beginning is kept, cut between two characters.
+        answer_tokens: with the kind "question_answering", how many tokens each answer takes, its terminator included,
+            or may take; see `prompt_room`. Otherwise None.
 
     Returns:
-        A prompt for each text, in order; with the longest completion it has at most `max_length_tokens` tokens.
+        A prompt for each text, in order; with the longest label's completion it has at most `max_length_tokens`
+        tokens. Where answers are texts, the answer may have to be cut.
 
     Raises:
         UserError: the template cannot be used, or is over the budget without any text.
     """
-    renderer = _renderer(prompt_format, tokenizer)
-    room_tokens = _room_tokens(prompt_format)
+    assert (prompt_format.kind == "question_answering") == (answer_tokens is not None) and prompt_format.template
+    budget = prompt_format.max_length_tokens
+    if answer_tokens is None:
+        rooms = [budget - _longest_completion(prompt_format)] * len(texts)
+    else:
+        template_tokens = len(_encode(prompt_format, tokenizer, [""])[0].ids)
+        rooms = [prompt_room(budget, template_tokens, tokens) for tokens in answer_tokens]
     # Longer than any text that could fit: a text of 10 MB is not tokenised to keep a hundred tokens of it.
-    most_characters = max(room_tokens, 1) * tokenizer.longest_token_characters
-    kept = [text[:most_characters] for text in texts]
-    prompts = [""] * len(texts)
-    ids: list[list[int]] = [[]] * len(texts)
-    pending = list(range(len(texts)))
-    while pending:
-        for row in pending:
-            prompts[row] = renderer(kept[row])
-        for row, row_ids in zip(pending, tokenizer.encode([prompts[row] for row in pending]), strict=True):
-            ids[row] = _with_bos(row_ids, prompt_format.style, tokenizer)
-        pending = [row for row in pending if len(ids[row]) > room_tokens]
-        for row in pending:
-            if not kept[row]:
-                raise _no_room(prompt_format, len(ids[row]))
-        excesses = [len(ids[row]) - room_tokens for row in pending]
-        shorter = tokenizer.without_last_tokens([kept[row] for row in pending], excesses)
-        for row, text in zip(pending, shorter, strict=True):
-            # At least one character goes, so that this ends.
-            kept[row] = text[: len(kept[row]) - 1].rstrip()
+    bounded = [
+        text[: max(room, 1) * tokenizer.longest_token_characters] for text, room in zip(texts, rooms, strict=True)
+    ]
+    kept, prompts = shorten_to_fit(
+        tokenizer, bounded, rooms, lambda rows, shorter: _encode(prompt_format, tokenizer, shorter)
+    )
+    for prompt, room in zip(prompts, rooms, strict=True):
+        if len(prompt.ids) > room:
+            raise no_room(prompt_format, len(prompt.ids))
     return [
-        EncodedPrompt(tokenizer.publish(prompts[row]), ids[row], shortened=kept[row] != text)
-        for row, text in enumerate(texts)
+        EncodedPrompt(tokenizer.publish(prompt.text), prompt.ids, shortened=short != text)
+        for text, short, prompt in zip(texts, kept, prompts, strict=True)
+    ]
+
+
+def no_room(prompt_format: PromptFormat, template_tokens: int) -> UserError:
+    """The error for a budget that the prompt uses up without any text of the data.
+
+    Args:
+        prompt_format: has the budget.
+        template_tokens: what the prompt takes without a text.
+    """
+    rest = f"question and answer need {SMALLEST_EXCHANGE}"
+    if prompt_format.kind not in GENERATION_KINDS:
+        rest = f"the longest label {_longest_completion(prompt_format)}"
+    return UserError(
+        f"params.yaml: format_prompts.max_length_tokens: {prompt_format.max_length_tokens} leaves no room for a text: "
+        f"without one the prompt (template, system message, descriptions, {len(prompt_format.exemplars)} exemplars) "
+        f"takes {template_tokens} tokens and {rest}. Allow at least {template_tokens + _rest_tokens(prompt_format)}, "
+        "or shorten the template, the system message or the exemplars."
+    )
+
+
+def _encode(prompt_format: PromptFormat, tokenizer: PromptTokenizer, texts: list[str]) -> list[EncodedPrompt]:
+    """The prompts, however long, control tokens in their private spelling."""
+    renderer = _renderer(prompt_format, tokenizer)
+    prompts = [renderer(text) for text in texts]
+    return [
+        EncodedPrompt(prompt, _with_bos(ids, prompt_format.style, tokenizer), shortened=False)
+        for prompt, ids in zip(prompts, tokenizer.encode(prompts), strict=True)
     ]
 
 
 def _renderer(prompt_format: PromptFormat, tokenizer: PromptTokenizer) -> Callable[[str], str]:
     """A function from a text to its prompt, control tokens in their private spelling."""
+    if prompt_format.template is None:  # a conversation's turn
+        return _in_chat(str, prompt_format, tokenizer)
     descriptions, exemplars = prompt_format.label_descriptions, prompt_format.exemplars
-    template = prompt_template(prompt_format.template, tokenizer, descriptions is not None, bool(exemplars))
+    labels = prompt_format.kind not in GENERATION_KINDS
+    template = prompt_template(prompt_format.template, tokenizer, labels, descriptions is not None, bool(exemplars))
     constant = {"labels": prompt_format.labels, "descriptions": descriptions, "exemplars": exemplars}
-    if prompt_format.style == "plain":
-        return lambda text: render(template, {**constant, "text": text})
+
+    def fill(text: str) -> str:
+        return render(template, {**constant, "text": text})
+
+    return fill if prompt_format.style == "plain" else _in_chat(fill, prompt_format, tokenizer)
+
+
+def _in_chat(
+    fill: Callable[[str], str], prompt_format: PromptFormat, tokenizer: PromptTokenizer
+) -> Callable[[str], str]:
     before, after = chat_frame(tokenizer, prompt_format.system)
-    return lambda text: before + render(template, {**constant, "text": text}).strip() + after
+    return lambda text: before + fill(text).strip() + after
 
 
 def _with_bos(ids: list[int], style: str, tokenizer: PromptTokenizer) -> list[int]:
@@ -146,47 +204,25 @@ def _with_bos(ids: list[int], style: str, tokenizer: PromptTokenizer) -> list[in
     return ids if style == "chat" or bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
 
 
-def _room_tokens(prompt_format: PromptFormat) -> int:
-    """How many tokens a prompt may have so that every completion still fits behind it."""
-    return prompt_format.max_length_tokens - max(len(entry["ids"]) for entry in prompt_format.completions.values())
+def _rest_tokens(prompt_format: PromptFormat) -> int:
+    """What has to be left behind a prompt without any text: a token of the text, and the longest completion."""
+    if prompt_format.kind in GENERATION_KINDS:
+        return SMALLEST_EXCHANGE
+    return 1 + _longest_completion(prompt_format)
 
 
-def _no_room(prompt_format: PromptFormat, template_tokens: int) -> UserError:
-    completion_tokens = prompt_format.max_length_tokens - _room_tokens(prompt_format)
-    return UserError(
-        f"params.yaml: format_prompts.max_length_tokens: {prompt_format.max_length_tokens} leaves no room for a text: "
-        f"without one the prompt (template, system message, descriptions, {len(prompt_format.exemplars)} exemplars) "
-        f"takes {template_tokens} tokens and the longest label {completion_tokens}. "
-        f"Allow more than {template_tokens + completion_tokens}, or shorten the template or the exemplars."
-    )
-
-
-def _terminator_id(style: str, system: str | None, tokenizer: PromptTokenizer) -> int:
-    if style == "chat":
-        return chat_terminator_id(tokenizer, system)
-    if tokenizer.eos_id is None:
-        raise UserError(
-            "models/tokenizer/tokenizer_config.json: names no eos_token among the tokenizer's control tokens, so that "
-            "an answer would never end. Name one there, or choose another base model."
-        )
-    return tokenizer.eos_id
+def _longest_completion(prompt_format: PromptFormat) -> int:
+    return max(len(entry["ids"]) for entry in prompt_format.completions.values())
 
 
 def _completions(
     style: str, labels: list[str], tokenizer: PromptTokenizer, terminator_id: int
 ) -> dict[str, dict[str, Any]]:
     """Text and ids of every label's completion, the terminator last."""
-    # SentencePiece tokenizers put a space before a text's first word. A character before it, taken off again, gives
-    # the tokens that the label has behind a prompt.
     anchor, space = (":", " ") if style == "plain" else ("\n", "")
     texts = [space + label for label in labels]
-    [anchor_ids] = tokenizer.encode([anchor])
     completions: dict[str, dict[str, Any]] = {}
-    for label, text, alone, anchored in zip(
-        labels, texts, tokenizer.encode(texts), tokenizer.encode([anchor + text for text in texts]), strict=True
-    ):
-        follows = anchored[: len(anchor_ids)] == anchor_ids
-        ids = anchored[len(anchor_ids) :] if follows else alone
+    for label, text, ids in zip(labels, texts, tokenizer.encode_behind(anchor, texts), strict=True):
         same = [other for other, entry in completions.items() if entry["ids"] == [*ids, terminator_id]]
         if same:
             raise UserError(

@@ -1,11 +1,10 @@
-"""Jinja in a sandbox: the prompt template of params.yaml, and the base model's chat template."""
+"""Jinja in a sandbox, and the prompt template of params.yaml in it; see `chat_frames` for chat templates."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from datetime import date
-from functools import lru_cache
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, Undefined, meta, nodes
@@ -18,16 +17,20 @@ from stages.common.prompting.tokenizer import PromptTokenizer
 
 VARIABLES = {"text", "labels", "descriptions", "exemplars"}
 _ALLOWED = (
-    "Allowed is Jinja with the variables text, labels, descriptions (by label) and exemplars (each with text and label)"
+    "Allowed is Jinja with the variables text, labels, descriptions (by label) and exemplars (each with text and "
+    "label); where answers are texts, with text alone"
 )
 
 
-def prompt_template(source: str, tokenizer: PromptTokenizer, descriptions: bool, exemplars: bool) -> Template:
+def prompt_template(
+    source: str, tokenizer: PromptTokenizer, labels: bool, descriptions: bool, exemplars: bool
+) -> Template:
     """Compile `format_prompts.template`, its control tokens respelled.
 
     Args:
         source: the template.
         tokenizer: knows which strings are control tokens.
+        labels: whether the task has labels; without, the template knows `text` alone.
         descriptions: whether the task has label descriptions.
         exemplars: whether exemplars were set aside.
 
@@ -35,7 +38,7 @@ def prompt_template(source: str, tokenizer: PromptTokenizer, descriptions: bool,
         UserError: it is not Jinja, does not use `text`, uses an unknown variable or one that the task has no value
             for, or does not use descriptions or exemplars that are there.
     """
-    environment = _environment(StrictUndefined)
+    environment = sandbox(StrictUndefined)
     try:
         tree = environment.parse(source)
         used = meta.find_undeclared_variables(tree) - environment.globals.keys()
@@ -49,8 +52,9 @@ def prompt_template(source: str, tokenizer: PromptTokenizer, descriptions: bool,
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise template_error(f"{error}{f' (line {line})' if line else ''}") from None
-    if used - VARIABLES:
-        raise template_error(f"unknown variable {', '.join(sorted(used - VARIABLES))}")
+    unknown = used - (VARIABLES if labels else {"text"})
+    if unknown:
+        raise template_error(f"unknown variable {', '.join(sorted(unknown))}")
     if "text" not in used:
         raise template_error("it does not use {{ text }}, so that all prompts would be the same")
     _check_use("exemplars", "exemplars" in used, exemplars, "set ingest.exemplars_per_label to 1 or more", "to 0")
@@ -82,77 +86,7 @@ def template_error(problem: str) -> UserError:
     return UserError(f"params.yaml: format_prompts.template: {problem}. {_ALLOWED}; change the template.")
 
 
-@lru_cache(maxsize=8)
-def chat_frame(tokenizer: PromptTokenizer, system: str | None) -> tuple[str, str]:
-    """What the chat template puts before and after the user's message, control tokens respelled.
-
-    The message itself is not shown to the chat template: it can then neither be taken for control tokens nor change
-    the frame. Many chat templates strip messages, so the caller must strip it.
-
-    Args:
-        tokenizer: has the chat template.
-        system: the system message, itself data; None leaves the system message to the chat template.
-
-    Returns:
-        The text before the message, and the text after it up to where the answer begins.
-
-    Raises:
-        UserError: there is no chat template, it fails, or it has no place for the system message.
-    """
-    user = tokenizer.stand_in("text")
-    shown = tokenizer.respell(_render_chat(tokenizer, _messages(tokenizer, system), add_generation_prompt=True))
-    if shown.count(user) != 1:
-        raise _chat_error("shows the user's message not once")
-    if system is not None:
-        if tokenizer.stand_in("system") not in shown:
-            raise _chat_error("leaves the system message out; set format_prompts.system to null")
-        shown = shown.replace(tokenizer.stand_in("system"), system.strip())
-    before, _, after = shown.partition(user)
-    return before, after
-
-
-def chat_terminator_id(tokenizer: PromptTokenizer, system: str | None) -> int:
-    """Id of the control token that the chat template puts right after an assistant's message.
-
-    Raises:
-        UserError: there is no chat template, it fails, or no control token follows an assistant's message.
-    """
-    answer = tokenizer.stand_in("answer")
-    messages = [*_messages(tokenizer, system), {"role": "assistant", "content": answer}]
-    shown = _render_chat(tokenizer, messages, add_generation_prompt=False)
-    after = shown.rpartition(answer)[2].lstrip()
-    endings = [content for content in tokenizer.control_ids if after.startswith(content)]
-    if not endings:
-        raise _chat_error("puts no control token after an answer, so that an answer would never end")
-    return tokenizer.control_ids[max(endings, key=len)]
-
-
-def _messages(tokenizer: PromptTokenizer, system: str | None) -> list[dict[str, str]]:
-    user = {"role": "user", "content": tokenizer.stand_in("text")}
-    return [user] if system is None else [{"role": "system", "content": tokenizer.stand_in("system")}, user]
-
-
-def _render_chat(tokenizer: PromptTokenizer, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            "params.yaml: format_prompts.style: 'chat' needs a base model with a chat template, and this one has none. "
-            "Use style: plain, or an instruction-tuned base model."
-        )
-    values: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, **tokenizer.special_tokens}
-    try:
-        # Published chat templates test keys that may be absent, so Undefined is as lenient here as in transformers.
-        template = _environment(Undefined).from_string(tokenizer.chat_template)
-        return template.render(values, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # a chat template refuses, for example, a system message with raise_exception
-        system = "set format_prompts.system to null, or " if messages[0]["role"] == "system" else ""
-        raise _chat_error(f"fails with: {error}; {system}choose another base model") from None
-
-
-def _chat_error(problem: str) -> UserError:
-    return UserError(f"models/tokenizer: the base model's chat template {problem}, or use format_prompts.style: plain.")
-
-
-def _environment(undefined: type[Undefined]) -> ImmutableSandboxedEnvironment:
+def sandbox(undefined: type[Undefined]) -> ImmutableSandboxedEnvironment:
     """Jinja as transformers sets it up for chat templates, without what makes one prompt differ from the next run's.
 
     See `_cached_compile_jinja_template` in transformers/utils/chat_template_utils.py.

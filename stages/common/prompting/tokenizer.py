@@ -93,6 +93,42 @@ class PromptTokenizer:
             shorter.append(text[: start[0]] if start else "")
         return shorter
 
+    def encode_behind(self, anchor: str, texts: list[str]) -> list[list[int]]:
+        """Token ids that each text has behind `anchor`, which is not among them."""
+        # SentencePiece tokenizers put a space before a text's first word. The anchor before it, taken off again, gives
+        # the tokens that the text has behind a prompt.
+        [anchor_ids] = self.encode([anchor])
+        anchored = self.encode([anchor + text for text in texts])
+        follows = [ids[: len(anchor_ids)] == anchor_ids for ids in anchored]
+        alone = iter(self.encode([text for text, behind in zip(texts, follows, strict=True) if not behind]))
+        return [
+            ids[len(anchor_ids) :] if behind else next(alone) for ids, behind in zip(anchored, follows, strict=True)
+        ]
+
+    def first_tokens(self, anchor: str, text: str, count: int) -> tuple[str, list[int]]:
+        """What of `encode_behind(anchor, [text])` is left of the first `count` tokens, cut between two characters.
+
+        Args:
+            anchor: as in `encode_behind`.
+            text: of more than `count` tokens there.
+            count: at least 0.
+
+        Returns:
+            The beginning of the text, and its tokens.
+        """
+        [anchor_ids] = self.encode([anchor])
+        before = anchor
+        encoding = self.backend.encode(anchor + text, add_special_tokens=False)
+        if encoding.ids[: len(anchor_ids)] != anchor_ids:
+            before, anchor_ids = "", []
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        starts = [start for start, _ in encoding.offsets]
+        first, last = len(anchor_ids), len(anchor_ids) + count
+        end = starts[last]
+        while last > first and starts[last - 1] >= end:
+            last -= 1  # a token of the character that the first token left out belongs to
+        return (before + text)[len(before) : end], encoding.ids[first:last]
+
 
 def load_prompt_tokenizer(folder: str | Path) -> PromptTokenizer:
     """Load a tokenizer from a folder as `transformers` saves it: models/tokenizer, or an adapter's folder.

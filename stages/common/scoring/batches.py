@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from stages.common.errors import UserError
+
+# By device. A CPU is fastest while a batch fits its cache: 2,048 beat 4,096 by 1.2 and 8,192 by 1.4 on two AVX2 cores.
+TOKENS_PER_BATCH = {"cuda": 16_384, "cpu": 2_048}
+# Generating takes a forward pass for each new token, and in it each row counts as one token: a GPU spends it on
+# launching kernels and reading weights however many rows there are, so rows are free until keys and values fill memory.
+TOKENS_PER_GENERATED_BATCH = {"cuda": 131_072, "cpu": 4_096}
 
 
 def map_in_batches(
@@ -72,3 +79,19 @@ def pad(sequences: Sequence[Sequence[int]], side: str, device: torch.device) -> 
         torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_side=side) for tensors in (tokens, real)
     )
     return ids.to(device), mask.to(device)
+
+
+def check_finite(scores: np.ndarray) -> None:
+    """Refuse scores that only a broken model can give, before they become predictions.
+
+    Args:
+        scores: log-likelihoods.
+
+    Raises:
+        UserError: one of them is not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise UserError(
+            "the model's scores are not finite numbers: its weights are broken, most likely because training diverged. "
+            "Lower finetune.learning_rate or finetune.max_gradient_norm, then run `dvc repro`."
+        )

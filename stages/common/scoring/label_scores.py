@@ -152,7 +152,7 @@ def _score_over_tree(
         inputs = _tree_inputs(model, rests, len(shared), tree)
         return _sum_steps(model(**inputs, past_key_values=cache, use_cache=True).logits, tree, len(label_ids))
 
-    extra = len(tree.tokens) + _tokens_of_logits(model, 1 + len(tree.tokens))
+    extra = len(tree.tokens) + tokens_of_logits(model, 1 + len(tree.tokens))
     costs = [len(prompt) - len(shared) + extra for prompt in prompts]
     return map_in_batches(compute, costs, tokens_per_batch, advance)
 
@@ -169,7 +169,7 @@ def shared_prefix(prompts: Sequence[list[int]]) -> list[int]:
     return common[: min(map(len, prompts)) - 1]
 
 
-def _tokens_of_logits(model: PreTrainedModel, positions: int) -> int:
+def tokens_of_logits(model: PreTrainedModel, positions: int) -> int:
     """What the logits of so many positions take, in tokens of a batch."""
     return positions * model.config.get_text_config(decoder=True).vocab_size // LOGITS_PER_TOKEN
 
@@ -237,7 +237,7 @@ def _score_each_label(
         )
 
     longest_label = max(map(len, label_ids))
-    extra = longest_label + _tokens_of_logits(model, longest_label)
+    extra = longest_label + tokens_of_logits(model, longest_label)
     costs = [len(prompt) + extra for prompt in prompts]
     return map_in_batches(compute, costs, tokens_per_batch, advance)
 

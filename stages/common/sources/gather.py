@@ -1,4 +1,4 @@
-"""One pass over a source: valid rows go to a file on disk, 64-bit digests of them stay in memory."""
+"""One pass over each source: valid rows go to a file on disk, 64-bit digests of them stay in memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.common.sources.columns import SPLITS, Mapping, Record, RefusedRow, shown
+from stages.common.sources.cells import RefusedRow, shown
+from stages.common.sources.columns import SPLITS, Mapping, Record
 from stages.common.sources.duplicates import first_positions
 from stages.common.sources.opening import SourceFile
 from stages.common.sources.readers import read_rows
@@ -57,10 +58,25 @@ class Refusals:
         return [row for _, row in sorted(self.listed, key=lambda item: item[0])[:most]]
 
 
+class Source(NamedTuple):
+    """A source's tables, and how their rows become records.
+
+    Args:
+        key: where params.yaml has it, for messages and reports.
+        files: the tables; no name or origin is that of another source's table.
+        mapping: how rows become records.
+    """
+
+    key: str
+    files: list[SourceFile]
+    mapping: Mapping
+
+
 @dataclass
 class Gathered:
-    """What one pass over the source found: the valid rows lie in the spool, `rows` has their digests in its order."""
+    """What one pass over each source found: the valid rows lie in the spool, `rows` has their digests in its order."""
 
+    sources: list[Source]
     rows_per_file: dict[str, int]
     refusals: Refusals
     rows: Rows
@@ -70,86 +86,94 @@ class Gathered:
         """All rows, refused ones too."""
         return sum(self.rows_per_file.values())
 
+    @property
+    def files(self) -> list[SourceFile]:
+        """The tables of all sources; the digests have positions in this list."""
+        return [file for source in self.sources for file in source.files]
 
-def gather(
-    files: list[SourceFile], mapping: Mapping, labels: list[str], spool: Path, on_bytes: Callable[[int], Any]
-) -> Gathered:
-    """Read the source once, and write its valid rows to the Parquet file `spool`.
+    def source_of(self, rows: Rows) -> NDArray[np.intp]:
+        """The number of the source that each of the rows comes from; shape (rows,)."""
+        numbers = np.repeat(np.arange(len(self.sources)), [len(source.files) for source in self.sources])
+        return numbers[rows["file"]]
+
+
+def gather(sources: list[Source], labels: list[str], spool: Path, on_bytes: Callable[[int], Any]) -> Gathered:
+    """Read the sources once, one after the other, and write their valid rows to the Parquet file `spool`.
 
     Args:
-        files: the tables.
-        mapping: how rows become records.
-        labels: params.task.labels.
+        sources: the tables.
+        labels: params.task.labels where each row has one of them; else empty.
         spool: the file to write; schema SCHEMA.
         on_bytes: called with the number of bytes read since the last call.
 
     Raises:
         UserError: a file cannot be read as a table with the columns wanted.
     """
-    refusals, rows_per_file = Refusals(), dict.fromkeys((file.name for file in files), 0)
-    parts = [np.empty(0, DIGESTS)]
+    gathered = Gathered(sources, {}, Refusals(), np.empty(0, DIGESTS))
+    gathered.rows_per_file.update((file.name, 0) for file in gathered.files)
+    label_numbers = {label: number for number, label in enumerate(labels)}
+    parts = [gathered.rows]
     with open_table(spool, SCHEMA) as table:
-        for batch in _batches(files, mapping, rows_per_file, refusals, on_bytes):
-            parts.append(_digests(batch, labels, mapping.grouped))
+        for batch, grouped in _batches(gathered, on_bytes):
+            parts.append(_digests(batch, label_numbers, grouped))
             columns = zip(*(record for *_, record in batch), strict=True)
             arrays = [pa.array(column, pa.string()) for column in columns]
             table.add_batch(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-    return Gathered(rows_per_file, refusals, np.concatenate(parts))
+    gathered.rows = np.concatenate(parts)
+    return gathered
 
 
-def _batches(
-    files: list[SourceFile],
-    mapping: Mapping,
-    rows_per_file: dict[str, int],
-    refusals: Refusals,
-    on_bytes: Callable[[int], Any],
-) -> Iterator[Batch]:
+def _batches(gathered: Gathered, on_bytes: Callable[[int], Any]) -> Iterator[tuple[Batch, bool]]:
+    """Batches of valid rows, and whether their groups come from a column; counts rows and refusals on the way."""
     batch: Batch = []
-    position, characters = 0, 0
-    for file_number, file in enumerate(files):
-        for row, values in read_rows(file.path, file.name, file.format, mapping.columns, on_bytes):
-            position += 1
-            rows_per_file[file.name] += 1
-            try:
-                if isinstance(values, str):
-                    raise RefusedRow(values, "unreadable row")
-                record = mapping.make(values, f"{file.origin}:{row}", file.split)
-            except RefusedRow as refused:
-                refusals.add(position, file.name, row, refused)
-                continue
-            batch.append((position, file_number, row, record))
-            characters += len(record.text)
-            if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-    if batch:
-        yield batch
+    position, file_number, characters = 0, -1, 0
+    for source in gathered.sources:
+        for file in source.files:
+            file_number += 1
+            for row, values in read_rows(file.path, file.name, file.format, source.mapping.columns, on_bytes):
+                position += 1
+                gathered.rows_per_file[file.name] += 1
+                try:
+                    if isinstance(values, str):
+                        raise RefusedRow(values, "unreadable row")
+                    record = source.mapping.make(values, f"{file.origin}:{row}", file.split)
+                except RefusedRow as refused:
+                    gathered.refusals.add(position, file.name, row, refused)
+                    continue
+                batch.append((position, file_number, row, record))
+                characters += len(record.text) + len(record.label) + len(record.messages or "")
+                if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                    yield batch, source.mapping.grouped
+                    batch, characters = [], 0
+        if batch:
+            yield batch, source.mapping.grouped
+            batch, characters = [], 0
 
 
-def _digests(batch: list[tuple[int, int, int, Record]], labels: list[str], grouped: bool) -> Rows:
-    label_numbers = {label: number for number, label in enumerate(labels)}
+def _digests(batch: Batch, label_numbers: dict[str, int], grouped: bool) -> Rows:
     split_numbers = {None: -1} | {split: number for number, split in enumerate(SPLITS)}
     digests = []
-    for position, file, row, (identifier, text, label, group, split, _) in batch:
-        group_number = int(group, 16)
+    for position, file, row, record in batch:
+        text, label, group_number = record.text, record.label, int(record.group, 16)
         key = int(group_key(text), 16) if grouped else group_number
-        identity = hash((text, label, group, split))
-        numbers = (position, file, row, identity, hash(identifier), hash(text))
-        digests.append((*numbers, key, group_number, label_numbers[label], split_numbers[split]))
+        identity = hash((text, label, record.group, record.split, record.slice, record.messages))
+        numbers = (position, file, row, identity, hash(record.id), hash(text), key, group_number)
+        label_number = label_numbers[label] if label_numbers else hash(label)
+        digests.append((*numbers, label_number, split_numbers[record.split]))
     return np.array(digests, DIGESTS)
 
 
-def unique_rows(gathered: Gathered, files: list[SourceFile], spool: Path) -> NDArray[np.intp]:
-    """Leave out exact duplicates (same text, label, group and split), and refuse other rows whose id is taken.
+def unique_rows(gathered: Gathered, spool: Path) -> NDArray[np.intp]:
+    """Leave out exact duplicates (all fields but the id the same), and refuse other rows whose id is taken.
 
     Args:
         gathered: its refusals grow.
-        files: the tables, for messages.
         spool: the valid rows.
 
     Returns:
         Positions in the spool of the rows that stay, ascending.
     """
+    files = gathered.files
     rows = gathered.rows
     everyone = np.arange(len(rows))
     distinct = everyone[first_positions(rows["identity"]) == everyone]
@@ -164,6 +188,18 @@ def unique_rows(gathered: Gathered, files: list[SourceFile], spool: Path) -> NDA
         refused = RefusedRow(reason, "id is taken")
         gathered.refusals.add(int(row["position"]), files[row["file"]].name, int(row["row"]), refused)
     return distinct[~taken]
+
+
+def spool_counts(spool: Path, positions: NDArray[np.intp], column: str) -> Counter[str]:
+    """How often each value of a column occurs among some of the spool's rows (ascending); nulls are not counted."""
+    counts: Counter[str] = Counter()
+    start = 0
+    for batch in iter_batches(spool, [column]):
+        low, high = np.searchsorted(positions, [start, start + batch.num_rows])
+        values = batch.column(0).take(pa.array(positions[low:high] - start)).drop_null()
+        counts.update({item["values"]: item["counts"] for item in values.value_counts().to_pylist()})
+        start += batch.num_rows
+    return counts
 
 
 def spool_rows(spool: Path, positions: NDArray[np.intp] | list[int], columns: list[str]) -> dict[int, dict[str, Any]]:

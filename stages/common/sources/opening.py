@@ -1,4 +1,4 @@
-"""The files behind params.ingest.source, wherever they come from."""
+"""The files behind the sources of params.ingest, wherever they come from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.common.errors import UserError, listing
-from stages.common.params import FilesSource, HubSource, PackageSource, SplitPaths, TableFormat, split_paths
+from stages.common.schema.ingest import FilesSource, HubSource, PackageSource, SplitPaths, TableFormat, split_paths
 from stages.common.sources.columns import SPLITS
 from stages.common.sources.hub import download_repository, require_commit
 from stages.common.sources.packages import fetch_package_member
@@ -36,9 +36,13 @@ class SourceFile(NamedTuple):
 
 
 @contextmanager
-def open_source(source: FilesSource | HubSource | PackageSource) -> Iterator[list[SourceFile]]:
+def open_source(source: FilesSource | HubSource | PackageSource, key: str) -> Iterator[list[SourceFile]]:
     """The source's files, fetched first where they lie elsewhere; in the order of params.yaml (train,
     validation, test where they are named), matches sorted.
+
+    Args:
+        source: params.ingest.source, or that of a further source.
+        key: where params.yaml has it, for messages.
 
     Raises:
         UserError: a path matches no file, one file is in two splits, or the source cannot be fetched.
@@ -47,17 +51,19 @@ def open_source(source: FilesSource | HubSource | PackageSource) -> Iterator[lis
         with fetch_package_member(source) as path:
             yield [SourceFile(path, path.name, path.name, None, source.format or format_of(path.name))]
     elif isinstance(source, HubSource):
-        require_commit(source.repo_id, source.revision, "dataset", "ingest.source.revision")
+        require_commit(source.repo_id, source.revision, "dataset", f"{key}.revision")
         patterns = split_paths(source.paths)
         # The Hub knows no ** for "any folders, or none".
         patterns += [pattern.replace("**/", "") for pattern in patterns if "**/" in pattern]
         root = download_repository(source.repo_id, source.revision, "dataset", patterns)
-        yield list_files(source.paths, root, source.format, f"{source.repo_id}/")
+        yield list_files(source.paths, root, source.format, f"{source.repo_id}/", key)
     else:
-        yield list_files(source.paths, Path(), source.format, "")
+        yield list_files(source.paths, Path(), source.format, "", key)
 
 
-def list_files(paths: SplitPaths, root: Path, table_format: TableFormat | None, prefix: str) -> list[SourceFile]:
+def list_files(
+    paths: SplitPaths, root: Path, table_format: TableFormat | None, prefix: str, key: str
+) -> list[SourceFile]:
     """The files that names and patterns stand for.
 
     Args:
@@ -65,6 +71,7 @@ def list_files(paths: SplitPaths, root: Path, table_format: TableFormat | None, 
         root: the folder to look in.
         table_format: of all files; None: each file's name says it.
         prefix: put before a file's path in messages.
+        key: where params.yaml has the source, for messages.
 
     Raises:
         UserError: a path matches no file, or one file is in two splits.
@@ -74,24 +81,40 @@ def list_files(paths: SplitPaths, root: Path, table_format: TableFormat | None, 
     )
     found: dict[str, SourceFile] = {}
     for split, patterns in parts:
-        for name in [name for pattern in patterns for name in _matches(pattern, root)]:
+        for name in [name for pattern in patterns for name in _matches(pattern, root, key)]:
             if name in found and found[name].split != split:
-                raise UserError(f"ingest.source.paths: {name} is in both {found[name].split} and {split}. Choose one.")
+                raise UserError(f"{key}.paths: {name} is in both {found[name].split} and {split}. Choose one.")
             table = table_format or format_of(name)
             found[name] = SourceFile(root / name, prefix + name, name.removeprefix(RAW_FOLDER), split, table)
     return list(found.values())
 
 
-def _matches(pattern: str, root: Path) -> list[str]:
+def distinct_files(files: list[SourceFile], earlier: list[SourceFile], key: str) -> list[SourceFile]:
+    """A further source's files, named apart from those of the sources before it: ids made of them must differ.
+
+    Args:
+        files: the source's tables.
+        earlier: the tables of all sources before it.
+        key: where params.yaml has the source: what is put to a name that is taken.
+    """
+    names, origins = {file.name for file in earlier}, {file.origin for file in earlier}
+    return [
+        file._replace(
+            name=f"{file.name} ({key})" if file.name in names else file.name,
+            origin=f"{key}/{file.origin}" if file.origin in origins else file.origin,
+        )
+        for file in files
+    ]
+
+
+def _matches(pattern: str, root: Path, key: str) -> list[str]:
     # A file whose name holds brackets is itself before it is a pattern.
     if (root / pattern).is_file():
         return [pattern]
     try:
         paths = [path.relative_to(root) for path in root.glob(pattern) if path.is_file()]
     except ValueError as error:
-        raise UserError(
-            f"ingest.source.paths: {pattern!r} is no pattern ({error}). Correct it in params.yaml."
-        ) from error
+        raise UserError(f"{key}.paths: {pattern!r} is no pattern ({error}). Correct it in params.yaml.") from error
     # Unlike a shell, Path.glob finds .gitignore and its like.
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     if not names:
@@ -99,7 +122,7 @@ def _matches(pattern: str, root: Path) -> list[str]:
         there = sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
         holds = f"has {listing(there)}" if there else "is empty"
         raise UserError(
-            f"ingest.source.paths: no file matches {pattern!r}; the folder {holds}. Put the file there, or correct "
+            f"{key}.paths: no file matches {pattern!r}; the folder {holds}. Put the file there, or correct "
             "the path in params.yaml."
         )
     return names

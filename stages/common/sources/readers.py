@@ -1,4 +1,4 @@
-"""Tables read row by row: CSV, TSV, JSON Lines and Parquet, compressed or not, every row with its number."""
+"""Tables read row by row: CSV, TSV, JSON and Parquet, compressed or not, every row with its number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import csv
 import difflib
 import io
 import itertools
-import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,10 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.common.errors import UserError, listing
-from stages.common.params import TableFormat
+from stages.common.schema.ingest import TableFormat
+from stages.common.sources.json_objects import json_objects
 from stages.common.sources.streams import COMPRESSIONS, DAMAGED, is_damage, open_decompressed, seekable
 
-TYPES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+TYPES = {
+    **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet"},
+    # JSON Lines or a list of objects: the content tells which.
+    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
+}
 # A longer cell is no text any more but a quote that was never closed.
 MAX_CELL_CHARACTERS = 32 * 1024 * 1024
 # JSON Lines name their columns in each row, so "there is no such column" is decided on this many.
@@ -49,7 +53,7 @@ def format_of(name: str) -> TableFormat:
             )
     raise UserError(
         f"{name}: its name does not say what kind of table it is. Known endings are {', '.join(TYPES)}, each also with "
-        f"{', '.join(COMPRESSIONS)}; or set ingest.source.format, for example "
+        f"{', '.join(COMPRESSIONS)}; or set its source's format in params.yaml, for example "
         "{type: csv, column_names: null, quoting: true, encoding: utf-8}."
     )
 
@@ -67,7 +71,7 @@ def read_rows(
         on_bytes: called with the number of bytes read since the last call, for a progress bar.
 
     Yields:
-        Row number (CSV, TSV, JSON Lines: the line on which the row starts, from 1; Parquet: the row, from 1) and
+        Row number (CSV, TSV, JSON Lines: the line on which the row starts, from 1; else the row, from 1) and
         either the values, or a text that says why the row cannot be used.
 
     Raises:
@@ -75,7 +79,7 @@ def read_rows(
     """
     readers = {"csv": _delimited_rows, "tsv": _delimited_rows, "jsonl": _json_rows, "parquet": _parquet_rows}
     if path.stat().st_size == 0:
-        raise UserError(f"{name}: is empty. Put a table there, or take it out of ingest.source.paths.")
+        raise UserError(f"{name}: is empty. Put a table there, or take it out of its source's paths in params.yaml.")
     row = 0
     try:
         with open_decompressed(path, name, on_bytes) as stream:
@@ -128,7 +132,7 @@ def _text_of(stream: IO[bytes], name: str, table_format: TableFormat) -> io.Text
         return io.TextIOWrapper(stream, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="")
     except LookupError:
         raise UserError(
-            f"{name}: ingest.source.format.encoding {table_format.encoding!r} is unknown; utf-8, utf-16, cp1252 and "
+            f"{name}: its source's format.encoding {table_format.encoding!r} is unknown; utf-8, utf-16, cp1252 and "
             "the others in https://docs.python.org/3/library/codecs.html#standard-encodings are known."
         ) from None
 
@@ -143,7 +147,7 @@ def _header(reader: Any, name: str) -> list[str]:
     if any("\0" in cell for cell in header):
         raise UserError(
             f"{name}: its first row holds NUL bytes, as UTF-16 without a mark or a binary file does. If it is UTF-16, "
-            "set ingest.source.format.encoding to utf-16-le."
+            "set its source's format.encoding in params.yaml to utf-16-le."
         )
     return list(header)
 
@@ -178,8 +182,8 @@ def require_columns(found: Sequence[str], wanted: list[str], name: str) -> None:
         hint = " Its cells are separated by ; or tabs: save it with commas, or set format.type to tsv for tabs."
     raise UserError(
         f"{name}: has no column {listing([repr(column) for column in missing])}. It has "
-        f"{listing([repr(column)[:80] for column in found], 30)}.{hint} Correct ingest.columns in params.yaml"
-        " (or ingest.source.format.column_names, where the first row names no columns)."
+        f"{listing([repr(column)[:80] for column in found], 30)}.{hint} Correct its source's columns in params.yaml"
+        " (or format.column_names, where the first row names no columns)."
     )
 
 
@@ -194,32 +198,19 @@ def _csv_problem(error: csv.Error) -> str:
     return f"is broken: {message}"
 
 
-# --- JSON Lines -------------------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
 def _json_rows(stream: IO[bytes], name: str, table_format: TableFormat, columns: list[str]) -> Iterator[Row]:
-    rows = _json_objects(_text_of(stream, name, table_format))
+    rows = json_objects(_text_of(stream, name, table_format), name)
     first = list(itertools.islice(rows, ROWS_THAT_SHOW_COLUMNS))
     if not first:
-        raise UserError(f"{name}: holds nothing but empty lines. Put a table there, a JSON object on each line.")
+        raise UserError(f"{name}: holds nothing but empty lines or an empty list. Put JSON objects there, one a line.")
     found = dict.fromkeys(key for _, row in first if isinstance(row, dict) for key in row)
     if found:
         require_columns(list(found), columns, name)
     for number, row in itertools.chain(first, rows):
         yield number, row if isinstance(row, str) else [row.get(column) for column in columns]
-
-
-def _json_objects(lines: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line number and object; or what is wrong with the line."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"is no JSON ({str(error)[:100]})"
-            continue
-        yield number, row if isinstance(row, dict) else f"is a JSON {type(row).__name__}, not an object"
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -260,7 +251,7 @@ def _encoding_problem(path: Path, name: str, encoding: str) -> str:
             reason = getattr(error, "reason", str(error))
             remedy = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "the file's own (often cp1252 or utf-16)"
             return (
-                f"{name}: line {line:,} is not {encoding} text ({reason}). Set ingest.source.format.encoding to "
+                f"{name}: line {line:,} is not {encoding} text ({reason}). Set its source's format.encoding to "
                 f"{remedy}, or save the file as UTF-8."
             )
     raise AssertionError("the second reading found nothing wrong")

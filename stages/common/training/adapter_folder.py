@@ -7,13 +7,58 @@ import json
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from stages.common.tables import read_json, write_json, write_text
 
+
+class Kind(NamedTuple):
+    """What the model card says about a kind of task.
+
+    Attributes:
+        title: of the adapter, behind the base model's name.
+        purpose: what it does, as the end of a sentence; may name the labels.
+        pipeline_tag: the Hub's word for it. Its `question-answering` is for models that mark an answer in a given text.
+        prompt_parts: what in prompt.json a prompt is made of.
+        use: what to do once prompt and model are there.
+    """
+
+    title: str
+    purpose: str
+    pipeline_tag: str
+    prompt_parts: str
+    use: str
+
+
+_GENERATE = (
+    "generate greedily until one\nof the `terminator_ids` that `prompt.json` lists; what comes before it is the answer."
+)
+KINDS = {
+    "classification": Kind(
+        "classification adapter",
+        "classifies a text as one of {labels}",
+        "text-classification",
+        "template, labels",
+        "compare the\nlikelihoods of the labels' completions, which `prompt.json` lists as token ids.",
+    ),
+    "multi_label": Kind(
+        "multi-label classification adapter",
+        "says of each of {labels} whether it applies to a text",
+        "text-classification",
+        "template, labels",
+        'compare, for each\nlabel, the likelihoods of its two completions "LABEL: yes" and "LABEL: no", which '
+        "`prompt.json` lists as token ids:\nthe label's probability is L(yes) / (L(yes) + L(no)).",
+    ),
+    "question_answering": Kind(
+        "question-answering adapter", "answers questions", "text-generation", "template", _GENERATE
+    ),
+    "chat": Kind(
+        "chat adapter", "answers in conversations", "text-generation", "the base's chat template, system", _GENERATE
+    ),
+}
 VERSIONED = ("accelerate", "bitsandbytes", "peft", "tokenizers", "torch", "transformers", "trl")
 
 
@@ -34,7 +79,7 @@ def write_companions(folder: Path, provenance: dict[str, Any], prompt_format: di
     Args:
         folder: an adapter as PEFT saved it.
         provenance: base, data and code hashes, parameters, library versions, hardware.
-        prompt_format: template, labels and token budget, as the split files carry them.
+        prompt_format: kind, template, labels, token budget and ends of answers, as the split files carry them.
         tokenizer: the folder whose files are copied.
     """
     for path in sorted(tokenizer.iterdir()):
@@ -44,6 +89,14 @@ def write_companions(folder: Path, provenance: dict[str, Any], prompt_format: di
     write_json(folder / "provenance.json", provenance)
     write_text(folder / "README.md", str(model_card(prompt_format, provenance)) + "\n")
     _settle_configuration(folder / "adapter_config.json", provenance["base"])
+
+
+def published_base(base_pin: dict[str, Any]) -> dict[str, Any]:
+    """The base's pin as an adapter carries it into the world: of a folder, its name and not where it lies here."""
+    source = base_pin["source"]
+    if source["source"] != "folder":
+        return base_pin
+    return base_pin | {"source": source | {"path": Path(source["path"]).name}}
 
 
 def _settle_configuration(path: Path, base_pin: dict[str, Any]) -> None:
@@ -69,24 +122,24 @@ def model_card(prompt_format: dict[str, Any], provenance: dict[str, Any]) -> Mod
         "package": lambda: source["requirement"],
         "folder": lambda: Path(source["path"]).name,
     }[source["source"]]()
+    kind = KINDS[prompt_format["kind"]]
     metadata = ModelCardData(
         base_model=base_name if source["source"] == "hub" else None,
         library_name="peft",
-        pipeline_tag="text-classification",
+        pipeline_tag=kind.pipeline_tag,
         tags=["qlora", "lora", "dvc"],
     )
     labels = ", ".join(f"`{label}`" for label in prompt_format["labels"])
     data = provenance["data"]
     text = f"""
-# {base_name}: classification adapter
+# {base_name}: {kind.title}
 
-A QLoRA adapter for {base_name} that classifies a text as one of {labels}.
+A QLoRA adapter for {base_name} that {kind.purpose.format(labels=labels)}.
 
 ## How to use it
 
-Build the prompt from `prompt.json` (template, labels, {prompt_format["max_length_tokens"]} tokens at most), load the
-base model that `base.json` pins in NF4, put this adapter on it with `PeftModel.from_pretrained`, and compare the
-likelihoods of the labels' completions, which `prompt.json` lists as token ids.
+Build the prompt from `prompt.json` ({kind.prompt_parts}, {prompt_format["max_length_tokens"]} tokens at most), load the
+base model that `base.json` pins in NF4, put this adapter on it with `PeftModel.from_pretrained`, and {kind.use}
 
 ## Data
 

@@ -17,7 +17,7 @@ from trl import SFTConfig
 from stages.common.base import TOKENIZER_FOLDER
 from stages.common.errors import UserError
 from stages.common.model import compute_dtype, load_base, machine_device
-from stages.common.params import Finetune
+from stages.common.schema.finetune import Finetune
 from stages.common.training.answer_loss import AnswerLossTrainer, collate
 from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
 
@@ -37,12 +37,12 @@ class MicroBatch:
     recompute_activations: bool
 
 
-def micro_batches(global_batch_size: int, max_length_tokens: int, device_type: str) -> list[MicroBatch]:
+def micro_batches(global_batch_size: int, longest_tokens: int, device_type: str) -> list[MicroBatch]:
     """Ways to cut a step, the fastest first: ever fewer rows at a time, at last with activations recomputed.
 
     Args:
         global_batch_size: rows of an optimizer step.
-        max_length_tokens: of the longest row.
+        longest_tokens: of the longest row.
         device_type: "cpu" or "cuda".
 
     Raises:
@@ -58,7 +58,7 @@ def micro_batches(global_batch_size: int, max_length_tokens: int, device_type: s
             )
         fitting = [rows for rows in divisors if rows <= int(wanted)]
     else:
-        most = max(1, TOKENS_PER_MICRO_BATCH[device_type] // max_length_tokens)
+        most = max(1, TOKENS_PER_MICRO_BATCH[device_type] // longest_tokens)
         fitting = [rows for rows in divisors if rows <= most]
     plain = [MicroBatch(rows, global_batch_size // rows, recompute_activations=False) for rows in fitting]
     return [*plain, MicroBatch(1, global_batch_size, recompute_activations=True)]

@@ -1,0 +1,1 @@
+"""The blocks of params.yaml as typed values: every key, its unit and its allowed range."""
