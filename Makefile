@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: repro test lint setup
 
 repro: $(VENV)/.installed
-	@$(BIN)/python -m preflight.check
+	@$(BIN)/python -m preflight.check params
 	@$(BIN)/dvc repro
 	@sed '/^## /,$$d' metrics/report.md
 
