@@ -1,0 +1,1 @@
+"""What is done with a finished adapter, on demand: no stage of the pipeline runs anything from here."""
