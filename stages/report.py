@@ -137,8 +137,10 @@ def screening_section(results: Results, params: Params) -> Sections:
     wanted_recall = threshold.recall if isinstance(threshold, RecallThreshold) else None
     reading_list = (
         f"Rows to read are all that were not decided against {literal(task.positive_label)}, invalid answers among "
-        "them. `data/reading_list.csv` has all test rows, the adapter's likeliest first."
+        "them. The intervals of recall are exact (Clopper & Pearson)."
     )
+    if results.decision["adapter"]["rule"] == "threshold":
+        reading_list += " `data/reading_list.csv` has all test rows, the adapter's likeliest first."
     return {"Screening (test)": [screening_table(results.test, results.decision, wanted_recall), reading_list]}
 
 
@@ -150,16 +152,19 @@ def decision_text(rule: dict[str, Any]) -> str:
         return "the likeliest label"
     chosen = f"{rule['method']}, from {rule['chosen_on']}"
     if rule["rule"] == "thresholds":
-        return f"each label from a probability of its own on ({chosen})"
+        # One promise is made for every label.
+        [(recall, confidence)] = {(x.get("recall_promised"), x.get("confidence")) for x in rule["per_class"].values()}
+        return f"each label from a probability of its own on ({chosen}){_promise(recall, confidence)}"
     reached = ", ".join(f"{name} {number(rule[name])}" for name in ("precision", "recall", "f1"))
     text = f"{literal(rule['positive_label'])} from a probability of {rule['threshold']:.6g} on ({chosen}; "
     text += f"on validation: {reached})"
-    if "recall_promised" in rule:
-        text += (
-            f"; on other texts of this kind a recall of at least {rule['recall_promised']:g}, with a confidence of "
-            f"{rule['confidence']:g}"
-        )
-    return text
+    return text + _promise(rule.get("recall_promised"), rule.get("confidence"))
+
+
+def _promise(recall: float | None, confidence: float | None) -> str:
+    if recall is None:
+        return ""
+    return f"; on other texts of this kind a recall of at least {recall:g}, with a confidence of {confidence:g}"
 
 
 def data_table(reports: dict[str, dict[str, Any]]) -> str:

@@ -91,8 +91,8 @@ def read_rows(prompts: Path, task: Task) -> Rows:
     if 0 < len(without) < total:
         raise UserError(
             f"{prompts}: {len(without):,} of {total:,} rows have no published split, the first is "
-            f"{_ids(prompts)[without[0]].as_py()!r}. Give every row train, validation or test in ingest.columns.split, "
-            "or set ingest.columns.split to null."
+            f"{_ids(prompts)[without[0]].as_py()!r}. Give every row train, validation or test, in columns.split or "
+            "by naming the splits in paths, in every one of several sources; or name splits in none."
         )
     return Rows(strata_of(flags), flags, groups, texts, published if not len(without) else None)
 

@@ -490,8 +490,23 @@ def test_conversations_that_differ_only_in_who_said_it_are_no_duplicates(project
     columns = {"text": {"column": "c", "format": "messages"}, "label": None}
     tables = {"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
     records, report = run(tables, task={"kind": "chat"}, columns=columns)
-    assert len({record["group"] for record in records}) == 1
     assert ([record["id"] for record in records], report["exact_duplicates_removed"]) == (["0", "1"], 1)
+
+
+def test_chats_with_one_first_question_are_one_group_unless_a_column_says_otherwise(project: Path) -> None:
+    short = [("user", "Hello there!"), ("assistant", "Hi.")]
+    longer = [("system", "Be kind."), *short, ("user", "And now?"), ("assistant", "Nothing.")]
+    other = [("user", "Bye"), ("assistant", "Hi.")]
+    rows = [
+        {"id": n, "c": [{"role": r, "content": c} for r, c in turns]} for n, turns in enumerate((short, longer, other))
+    ]
+    tables = {"a.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
+    columns = {"text": {"column": "c", "format": "messages"}, "label": None}
+    first, second, third = (record["group"] for record in run(tables, task={"kind": "chat"}, columns=columns)[0])
+    # The short one's answer is learned with the longer one: they must not be in two parts.
+    assert first == second != third
+    given = run(tables, task={"kind": "chat"}, columns=columns | {"group": "id"})[0]
+    assert len({record["group"] for record in given}) == 3
 
 
 def test_a_text_in_two_slices_is_no_duplicate_and_slices_are_counted(project: Path) -> None:

@@ -118,6 +118,12 @@ def edit(values: dict[str, Any], key: str, value: Any) -> None:
         ("infer.max_new_tokens", 4, "null with 'label_scores'"),
         ("infer.method", "guess", "'label_scores' or 'generate'"),
         ("evaluate.threshold", {"method": "max_f1"}, "must be null with more than two labels"),
+        ("evaluate.threshold", {"method": "recall", "recall": 0.9}, "threshold.confidence: this key is missing"),
+        ("task.kind", "chat", "task.labels: unknown key with kind: chat"),
+        ("task.kind", "qa", "task.kind: 'qa' is none of 'classification', 'question_answering', 'chat'"),
+        ("ingest.rows", 0, "ingest.rows: should be greater than or equal to 1"),
+        ("ingest.columns.label", {"column": "x", "seperator": None, "aliases": None}, "did you mean separator?"),
+        ("ingest.columns.text", {"column": "x", "format": "xml"}, "text.format: should be 'sharegpt' or 'messages'"),
     ],
 )
 def test_a_mistake_is_named_with_its_key(
@@ -127,6 +133,16 @@ def test_a_mistake_is_named_with_its_key(
     with pytest.raises(UserError) as caught:
         load_params(path=write(tmp_path / "params.yaml", values))
     assert message in str(caught.value)
+
+
+def test_of_a_union_only_the_member_that_was_meant_is_described(values: dict[str, Any], tmp_path: Path) -> None:
+    edit(values, "ingest.columns.label", {"column": "x", "seperator": None, "aliases": None})
+    with pytest.raises(UserError) as caught:
+        load_params(path=write(tmp_path / "params.yaml", values))
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  ingest.columns.label.separator: this key is missing",
+        "  ingest.columns.label.seperator: unknown key; did you mean separator?",
+    ]
 
 
 def test_all_mistakes_are_named_at_once(values: dict[str, Any], tmp_path: Path) -> None:

@@ -235,19 +235,22 @@ def test_of_many_slices_the_largest_are_shown_and_the_rest_is_said() -> None:
 
 
 def test_several_labels_for_a_text_have_their_own_tables(folder: Path) -> None:
-    set_params(folder, labels("a|b", "c", multi_label=True), {"method": "max_f1"})
+    set_params(folder, labels("a|b", "c", multi_label=True), {"method": "recall", "recall": 0.9, "confidence": 0.95})
     found = blocks(f1_samples=0.7, hamming_loss=0.125)
     for scores in found.values():
         scores["per_class"] = {"c": {**scores["per_class"]["c"], "threshold": 0.0625, "pr_auc": 0.875}}
     set_blocks(folder, found)
-    rule = {"rule": "thresholds", "thresholds": {"a|b": 0.5, "c": 0.1}, "method": "max_f1", "chosen_on": "validation"}
+    promised = {"recall_promised": 0.9, "confidence": 0.95}
+    rule = {"rule": "thresholds", "thresholds": {"a|b": 0.5, "c": 0.1}, "method": "recall", "chosen_on": "validation"}
+    rule["per_class"] = {"a|b": promised, "c": promised}
     (folder / "models/decision.json").write_text(json.dumps(dict.fromkeys(NAMES, rule)))
     report.main()
     text = (folder / "metrics/report.md").read_text(encoding="utf-8")
     expected = ["adapter", "0.829 [0.809, 0.849]", "0.819 [0.799, 0.859]", "0.829", "0.700", "0.125", "0.500"]
     assert cells(text, "adapter")[0] == expected
     assert ["`c`", "0.500", "0.250", "0.333", "1,200", "0.875", "0.062"] in cells(text, "`c`")
-    assert "- adapter: each label from a probability of its own on (max_f1, from validation)" in text
+    assert "- adapter: each label from a probability of its own on (recall, from validation); on other texts" in text
+    assert "a recall of at least 0.9, with a confidence of 0.95" in text
     assert "Worst confusions" not in text
     results = card_results(folder)
     assert results["subset accuracy"] == ("text-classification", 0.829)

@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 from stages.common.errors import UserError
 from stages.common.schema.base_model import BaseModelSource
 from stages.common.schema.consistency import contradictions
+from stages.common.schema.describing import describe
 from stages.common.schema.fields import Block
 from stages.common.schema.finetune import Finetune
 from stages.common.schema.ingest import Ingest
@@ -61,13 +62,13 @@ def load_params(*blocks: str, path: Path = PARAMS_PATH) -> Params:
         try:
             loaded[name] = TypeAdapter(block_type).validate_python(values[name])
         except ValidationError as error:
-            problems += [_describe(name, values[name], item) for item in error.errors()]
+            problems += describe(name, values[name], error.errors())
     params = Params.model_construct(**loaded)
     if not problems:
         problems = contradictions(params)
     if problems:
         listed = "\n  ".join(dict.fromkeys(problems))
-        raise UserError(f"{path} is not usable:\n  {listed}\nA complete example is recipes/tweet-sentiment.yaml.")
+        raise UserError(f"{path} is not usable:\n  {listed}\nComplete examples are in recipes/.")
     return params
 
 
@@ -82,27 +83,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not valid YAML in UTF-8: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no keys. A complete example is recipes/tweet-sentiment.yaml.")
+        raise UserError(f"{path}: holds no keys. Complete examples are in recipes/.")
     return values
-
-
-def _describe(block: str, value: Any, item: Any) -> str:
-    """One of pydantic's errors as "key.path: what is wrong"."""
-    path, found = [block], value
-    for part in item["loc"]:
-        # pydantic puts the names of union members between keys; they say nothing to the reader of a YAML file.
-        if (isinstance(found, dict) and part in found) or (isinstance(found, list) and isinstance(part, int)):
-            path.append(str(part))
-            found = found[part]
-    where = ".".join(path)
-    if item["type"] == "missing":
-        return f"{where}.{item['loc'][-1]}: this key is missing"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
-    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    if item["type"] == "value_error":
-        return f"{where}.{message}"
-    return f"{where}: {message}, not {str(item['input'])[:60]!r}"
 
 
 def _suggestion(name: str, known: list[str]) -> str:

@@ -47,7 +47,7 @@ def card_text(card: str, test: Blocks, task: Task) -> str:
     parsed.data.eval_results = _eval_results(test, task)
     results = "\n\n".join(result_tables(task, test))
     parsed.text = (
-        f"{parsed.text.rstrip()}\n\n## Results\n\nOn {test['adapter']['n']:,} test rows, with 95 % bootstrap intervals:"
+        f"{parsed.text.rstrip()}\n\n## Results\n\nOn {test['adapter']['n']:,} test rows, with 95 % intervals:"
         f"\n\n{results}\n"
     )
     return str(parsed)

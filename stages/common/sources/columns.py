@@ -19,7 +19,7 @@ from stages.common.sources.cells import (
     text_reader,
     value_reader,
 )
-from stages.common.sources.conversations import messages_maker, text_before_answer
+from stages.common.sources.conversations import Message, messages_maker, text_before_answer
 from stages.common.sources.label_cells import label_maker, list_maker
 from stages.common.text_keys import group_key
 
@@ -40,11 +40,20 @@ class Record(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a row says: the text or question, its label or answer, and its messages in JSON (chat alone)."""
+    """What a row says.
+
+    Args:
+        text: the text or question; of a conversation all turns before the last one.
+        label: its label or answer.
+        messages: in JSON, of a chat alone.
+        beginning: what rows of one group share where no column says it: the text, or a chat's first question, since
+            training learns from all answers behind it.
+    """
 
     text: str
     label: str
     messages: str | None
+    beginning: str
 
 
 class Mapping(NamedTuple):
@@ -52,7 +61,7 @@ class Mapping(NamedTuple):
 
     Args:
         columns: the columns that are needed, in the order in which `make` takes their values.
-        grouped: whether groups come from a column; else they come from the text.
+        grouped: whether groups come from something else than the text.
         make: from (values, origin, split published by the file's place or None) to a record; raises RefusedRow.
     """
 
@@ -85,13 +94,13 @@ def make_mapping(columns: Columns, task: Task, key: str) -> Mapping:
         require_characters(identifier, "text or id")
         if read_split:
             split = _known_split(read_split(values))
-        group = group_key(content.text if read_group is None else ascii_controls(_filled(read_group(values), "group")))
+        shared = content.beginning if read_group is None else ascii_controls(_filled(read_group(values), "group"))
         part = None if read_slice is None else _filled(read_slice(values), "slice").strip()
         if part is not None:
             require_characters(part, "slice")
-        return Record(identifier, content.text, content.label, group, split, part, content.messages, origin)
+        return Record(identifier, content.text, content.label, group_key(shared), split, part, content.messages, origin)
 
-    return Mapping(needed, columns.group is not None, make)
+    return Mapping(needed, columns.group is not None or task.kind == "chat", make)
 
 
 def _parts(columns: Columns, key: str) -> dict[str, Parts]:
@@ -123,8 +132,7 @@ def _content_reader(
 
         def conversation(values: Sequence[Any]) -> Content:
             messages = messages_of(read_cell(values))
-            dumped = json.dumps(messages, ensure_ascii=False) if task.kind == "chat" else None
-            return Content(text_before_answer(messages), messages[-1]["content"], dumped)
+            return _as_content(messages, task)
 
         return conversation
     read_text, read_answer = text_reader(parts["text"], needed), text_reader(parts["label"], needed)
@@ -133,10 +141,17 @@ def _content_reader(
         text, answer = _filled(read_text(values), "text").strip(), _filled(read_answer(values), "answer").strip()
         require_characters(text, "text or id")
         require_characters(answer, "answer")
-        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        return Content(text, answer, json.dumps(messages, ensure_ascii=False) if task.kind == "chat" else None)
+        return _as_content([{"role": "user", "content": text}, {"role": "assistant", "content": answer}], task)
 
     return question
+
+
+def _as_content(messages: list[Message], task: Task) -> Content:
+    text, answer = text_before_answer(messages), messages[-1]["content"]
+    if task.kind != "chat":
+        return Content(text, answer, None, text)
+    first_question = next(message["content"] for message in messages if message["role"] == "user")
+    return Content(text, answer, json.dumps(messages, ensure_ascii=False), first_question)
 
 
 def _labelled_reader(
@@ -147,7 +162,7 @@ def _labelled_reader(
     def labelled(values: Sequence[Any]) -> Content:
         text = _filled(read_text(values), "text").strip()
         require_characters(text, "text or id")
-        return Content(text, label_of(values), None)
+        return Content(text, label_of(values), None, text)
 
     return labelled
 
