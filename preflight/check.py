@@ -17,6 +17,9 @@ from stages.common.errors import UserError, run_stage
 from stages.common.params import Params, load_params
 
 # Adding a check: write a function and put it into the CHECKS of its module.
+# More checks than these are counted, not named.
+MOST_NAMED = 5
+
 CHECKS: tuple[Check, ...] = (
     *parameters.CHECKS,
     *run_length.CHECKS,
@@ -82,7 +85,8 @@ def report(findings: list[Finding], waiting: list[str], waits_for: str) -> None:
     for text in warnings:
         print(f"preflight: warning: {text}")
     if waiting:
-        print(f"preflight: waiting for {waits_for}: {', '.join(waiting)}")
+        named = ", ".join(waiting) if len(waiting) <= MOST_NAMED else f"{len(waiting)} checks"
+        print(f"preflight: waiting for {waits_for}: {named}")
     if errors:
         listed = "\n  ".join(errors)
         raise UserError(f"preflight found {len(errors)} before time is spent on training:\n  {listed}")

@@ -15,6 +15,8 @@ from stages.common.schema.measuring import BestF1Threshold, Evaluate, Infer, Rec
 from stages.common.schema.task import ClassificationTask, GenerationTask, Task
 
 RARE_SHARE = 0.1
+# Below this the standard error of a share of one half is above .09.
+FEW_ROWS = 30
 
 
 def rare_label_gets_no_weight(task: Task, finetune: Finetune, parts: Mapping[str, Part]) -> Iterator[Finding]:
@@ -53,14 +55,29 @@ def threshold_cannot_be_chosen(task: Task, evaluate: Evaluate, parts: Mapping[st
     too_few = [label for label in positives if validation.labels[label] < needed]
     if too_few:
         counts = listing([f"{validation.labels[label]:,} with {label!r}" for label in too_few])
+        rarest = min(validation.labels[label] for label in too_few)
+        times = f" by a factor of {needed / rarest:.1f}" if rarest else ""
         yield error(
             "evaluate.threshold",
-            f"validation has {counts}, too few for {threshold.model_dump()}",
-            f"at least {needed:,} rows with each label that has a threshold",
-            "Raise split.validation_share, lower recall or confidence, or set confidence to null (no promise)"
+            f"validation has {counts}, too few to choose a threshold by {threshold.method!r}",
+            f"at least {needed:,} of {'each' if task.multi_label else 'them'}",
+            f"Raise split.validation_share{times}, lower recall or confidence, or set confidence to null (no promise)"
             if needed > 1
             else "Raise split.validation_share, or use a fixed threshold",
         )
+
+
+def part_is_too_small_to_measure_on(parts: Mapping[str, Part]) -> Iterator[Finding]:
+    """A validation or test part whose numbers say next to nothing."""
+    for name in ("validation", "test"):
+        if 0 < parts[name].rows < FEW_ROWS:
+            yield warning(
+                f"split.{name}_share",
+                f"{name} has {parts[name].rows} rows: the standard error of a share of one half is "
+                f"{0.5 / math.sqrt(parts[name].rows):.2f}",
+                f"{FEW_ROWS} rows or more, better hundreds",
+                "Raise it, or add rows",
+            )
 
 
 def positives_needed(recall: float, confidence: float) -> int:
@@ -102,6 +119,7 @@ def references_are_longer_than_generated(task: Task, infer: Infer, parts: Mappin
 
 
 CHECKS = (
+    part_is_too_small_to_measure_on,
     rare_label_gets_no_weight,
     threshold_cannot_be_chosen,
     label_is_longer_than_generated,

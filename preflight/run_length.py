@@ -72,14 +72,14 @@ def warmup_outlasts_the_run(finetune: Finetune, steps: int) -> Iterator[Finding]
 
 
 def evaluated_only_at_the_end(finetune: Finetune, steps: int) -> Iterator[Finding]:
-    """An evaluation interval that is longer than the run."""
-    if finetune.evaluate_every_steps > steps:
+    """An evaluation interval as long as the run, or longer."""
+    if finetune.evaluate_every_steps >= steps > 1:
         yield warning(
             "finetune.evaluate_every_steps",
             f"{finetune.evaluate_every_steps} in a run of {steps} steps: the only evaluation is at the end, so there "
             "is no earlier state to choose and nothing stops early",
-            f"at most {steps}",
-            f"Set it to {max(1, steps // 4)} for four evaluations",
+            f"at most {steps // 2}",
+            f"Set it to {max(1, steps // 4)}",
         )
 
 

@@ -91,8 +91,8 @@ def read_rows(prompts: Path, task: Task) -> Rows:
     if 0 < len(without) < total:
         raise UserError(
             f"{prompts}: {len(without):,} of {total:,} rows have no published split, the first is "
-            f"{_ids(prompts)[without[0]].as_py()!r}. Give every row train, validation or test, in columns.split or "
-            "by naming the splits in paths, in every one of several sources; or name splits in none."
+            f"{_ids(prompts)[without[0]].as_py()!r}. Give every row train, validation or test, in "
+            "ingest.columns.split or by naming the splits in paths, in further sources too; or name splits in none."
         )
     return Rows(strata_of(flags), flags, groups, texts, published if not len(without) else None)
 
@@ -147,8 +147,9 @@ def _take(pool: Integers, strata: Integers, size: int, part: int, params: Split)
     if size < n_strata or len(pool) - size < n_strata or np.unique(strata, return_counts=True)[1].min() < 2:
         raise UserError(
             f"split.{PARTS[part]}_share: {len(pool):,} groups are too few to take {size:,} for {PARTS[part]} and leave "
-            f"train some{f' of each of {n_strata} labels' if n_strata > 1 else ''}. Change split.{PARTS[part]}_share, "
-            "add rows, or group them by a finer column in ingest.columns.group."
+            f"train some{f' of each of {n_strata} labels' if n_strata > 1 else ''}. "
+            f"{'Raise' if size < n_strata else 'Lower'} split.{PARTS[part]}_share, add rows, or group them by a finer "
+            "column in ingest.columns.group."
         )
     kept, taken = train_test_split(np.arange(len(pool)), test_size=size, stratify=strata, random_state=params.seed)
     return kept, taken

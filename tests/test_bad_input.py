@@ -300,7 +300,7 @@ REFUSED = [
         "column wrong",
         put("ingest.columns.text", "reviews"),
         [INGEST],
-        ["data/raw/reviews.csv: has no column 'reviews'", "Did you mean 'review'?", "Correct its source's columns"],
+        ["data/raw/reviews.csv: has no column 'reviews'", "Did you mean 'review'?", "Correct ingest.columns"],
     ),
     Case("file absent", gone(REVIEWS), [INGEST], ["no file matches 'data/raw/reviews.csv'", "Put the file there"]),
     Case("file empty", table(b""), [INGEST], ["data/raw/reviews.csv: is empty"]),
@@ -463,7 +463,7 @@ REFUSED = [
         "no answers",
         questions("instruction,input\nAdd.,1 2\n"),
         [INGEST],
-        ["questions.csv: has no column 'output'", "Correct its source's columns"],
+        ["questions.csv: has no column 'output'", "Correct ingest.columns"],
     ),
     Case(
         "answer from a number",

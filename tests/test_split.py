@@ -172,7 +172,7 @@ def test_without_labels_whole_groups_are_drawn_by_the_seed() -> None:
 
 def test_too_few_groups_without_labels_are_an_error() -> None:
     for count in (1, 2):
-        with pytest.raises(UserError, match=r"groups are too few to take 1 for \w+ and leave train some\. Change"):
+        with pytest.raises(UserError, match=r"groups are too few to take 1 for \w+ and leave train some\. Lower"):
             assign_parts(make_texts(count), [], parameters())
     assert sorted(assign_parts(make_texts(3), [], parameters())) == [TRAIN, VALIDATION, TEST]
 

@@ -45,8 +45,13 @@ def _ingest(ingest: Ingest, task: Task) -> Iterator[str]:
 def _columns(columns: Columns, task: Task) -> Iterator[str]:
     label = columns.label
     if isinstance(task, GenerationTask):
-        if isinstance(columns.text, Conversation) != (label is None):
-            yield "label: the column with the answer; null when text is a conversation, which ends in the answer"
+        if isinstance(columns.text, Conversation) and label is not None:
+            yield "label: must be null: text is a conversation, and its last turn is the answer"
+        elif not isinstance(columns.text, Conversation) and label is None:
+            yield (
+                "label: is null, and text is no conversation. Give the column with the answer as label; or, if the "
+                "cells of text hold whole conversations, write text: {column: NAME, format: sharegpt} or messages"
+            )
         elif not isinstance(label, str | None):
             yield f"label: must be a column or a pattern with the task {task.kind!r}: answers are texts"
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -103,7 +104,11 @@ def _text(problem: Problem, problems: list[Problem]) -> str:
     if problem.kind == "union_tag_invalid":
         key = item["ctx"]["discriminator"].strip("'")
         return f"{where}.{key}: {item['ctx']['tag']!r} is none of {item['ctx']['expected_tags']}"
+    if problem.kind == "union_tag_not_found":
+        return f"{where}: needs the key {item['ctx']['discriminator']}, which chooses the others; docs/ have them"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     if problem.kind == "value_error":
-        return f"{where}.{message}"
+        # Validators of whole blocks begin with the key that they are about, if it is one.
+        begins_with_key = re.match(r"[a-z_.]+( and [a-z_]+)?: ", message)
+        return f"{where}.{message}" if begins_with_key else f"{where}: {message}"
     return f"{where}: {message}, not {str(item['input'])[:60]!r}"

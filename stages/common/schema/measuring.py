@@ -18,7 +18,9 @@ class Infer(Block):
     @model_validator(mode="after")
     def _length_only_when_generating(self) -> Infer:
         if (self.method == "generate") != (self.max_new_tokens is not None):
-            raise ValueError("max_new_tokens: needed with method 'generate', and null with 'label_scores'")
+            raise ValueError(
+                "max_new_tokens: needed with method 'generate' as for questions and chats; null with 'label_scores'"
+            )
         return self
 
 

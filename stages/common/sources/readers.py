@@ -182,8 +182,8 @@ def require_columns(found: Sequence[str], wanted: list[str], name: str) -> None:
         hint = " Its cells are separated by ; or tabs: save it with commas, or set format.type to tsv for tabs."
     raise UserError(
         f"{name}: has no column {listing([repr(column) for column in missing])}. It has "
-        f"{listing([repr(column)[:80] for column in found], 30)}.{hint} Correct its source's columns in params.yaml"
-        " (or format.column_names, where the first row names no columns)."
+        f"{listing([repr(column)[:80] for column in found], 30)}.{hint} Correct ingest.columns in params.yaml "
+        "(of a further source, its columns; or format.column_names, where the first row names no columns)."
     )
 
 
