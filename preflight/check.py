@@ -16,10 +16,10 @@ from preflight.splits import other_parameters, read_footer, read_parts, read_sho
 from stages.common.errors import UserError, run_stage
 from stages.common.params import Params, load_params
 
-# Adding a check: write a function and put it into the CHECKS of its module.
 # More checks than these are counted, not named.
 MOST_NAMED = 5
 
+# Adding a check: write a function and put it into the CHECKS of its module.
 CHECKS: tuple[Check, ...] = (
     *parameters.CHECKS,
     *run_length.CHECKS,

@@ -108,8 +108,8 @@ def warnings_of(adapter: Path, hash_in_lock: str | None) -> list[str]:
         )
     if source["source"] == "folder":
         found.append(
-            f"the base model came from a folder of this machine ({source['path']}), so the card cannot name it for "
-            "others, and base.json shows them that path"
+            f"the base model came from a folder named {source['path']!r} on the machine that trained, so the card "
+            "cannot say where others find it; base.json has the hashes of its files"
         )
     if exemplars:
         found.append(f"prompt.json shows the {len(exemplars)} texts of the data that stand in each prompt as examples")
