@@ -48,8 +48,10 @@ def format_name(file: str, given: str | None) -> str:
         given: one of FORMATS, or None.
 
     Raises:
-        UserError: the name has no known ending.
+        UserError: the file is absent, or its name has no known ending.
     """
+    if file != STDIN:
+        _existing(file)
     if given is not None or file == STDIN:
         return given or "text"
     stem = file.lower()

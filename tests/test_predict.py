@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from serving import predict
 from serving.predictor import decide, load_predictor
+from serving.rows import Columns, table_rows
 from stages.common.labels import split_labels
 from stages.common.measuring import multi_label, single_label
 from stages.common.measuring.answers import Answers, LabelSets
@@ -189,12 +190,15 @@ def test_conversations_are_read_as_ingest_reads_them(place: Workplace, ask: Ask,
         conversations = [[{"from": names[t["role"]], "value": t["content"]} for t in one] for one in conversations]
     rows = [*({"c": one} for one in conversations), {"c": []}, {"c": json.dumps(conversations[1])}]
     place.write("chats.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with place.entered():
+        read = [row.content for row in table_rows("chats.jsonl", "jsonl", "utf-8", Columns("c", None, form, "chat"))]
+    # A last turn of the assistant's is answered anew.
+    first, longer = turns("the fine film"), turns("a dog", "a cat", "the food was poor")
+    assert read == [first, longer, first, None, longer]
     found = ask(place, "--file", "chats.jsonl", "--column", "c", "--conversations", form)
-    first, second, third, empty, fifth = found.lines
-    assert first["answer"] == third["answer"], "the last turn of the assistant's is answered anew"
-    assert second["answer"] == fifth["answer"] != ask(place, "--text", "the food was poor").lines[0]["answer"]
-    assert first["answer"] == ask(place, "--text", "the fine film").lines[0]["answer"]
-    assert empty == {"id": "chats.jsonl:4", "error": "the conversation is empty"}
+    assert found.lines[0]["answer"] == ask(place, "--text", "the fine film").lines[0]["answer"]
+    assert found.lines[3] == {"id": "chats.jsonl:4", "error": "the conversation is empty"}
+    assert ask(place, "--file", "chats.jsonl", "--column", "c").lines[0]["error"].endswith("not a text or number")
 
 
 def test_a_question_may_come_as_a_conversation(place: Workplace, ask: Ask) -> None:
@@ -257,8 +261,8 @@ def test_of_equally_likely_labels_the_first_is_answered() -> None:
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        ({"rule": "threshold", "positive_label": "spam", "threshold": 0.5}, "has thresholds of 'spam', but this adapter"),
-        ({"rule": "threshold", "positive_label": "good", "threshold": 0.5}, "has thresholds of 'good', but this adapter"),
+        ({"rule": "threshold", "positive_label": "spam", "threshold": 0.5}, "has thresholds of 'spam', but"),
+        ({"rule": "threshold", "positive_label": "good", "threshold": 0.5}, "has thresholds of 'good', but"),
         ({"rule": "thresholds", "thresholds": {"bad": 0.5}}, "its rule is 'thresholds', but this adapter's task is"),
         ({"rule": "text"}, "its rule is 'text', but this adapter's task is 'classification'"),
         ("argmax", "holds no decision rule of an adapter"),
@@ -427,7 +431,7 @@ def test_nothing_is_loaded_where_there_is_nothing_to_answer(place: Workplace, as
 @pytest.mark.parametrize(
     ("name", "content", "options", "expected"),
     [
-        ("r.csv", "id,texte\n1,a\n", [], "r.csv: has no column 'text'. It has 'id', 'texte'. Did you mean 'texte'? Name"),
+        ("r.csv", "id,texte\n1,a\n", [], "no column 'text'. It has 'id', 'texte'. Did you mean 'texte'? Name others"),
         ("r.csv", CSV, ["--id-column", "m"], "r.csv: has no column 'm'."),
         ("r.csv", "text;n\na;1\n", [], "or give --format tsv for tabs."),
         ("r.csv", "", [], "r.csv: is empty. Put a table there."),
@@ -438,7 +442,7 @@ def test_nothing_is_loaded_where_there_is_nothing_to_answer(place: Workplace, as
         ("r.csv", b"text\nnice\nb\xe9d\n", [], "r.csv: line 3 is not utf-8 text (invalid continuation byte). Give with "
          "--encoding the file's own (often cp1252 or utf-16), or save"),
         ("r.csv", CSV.encode("utf-16"), [], "Give with --encoding utf-16, or save the file as UTF-8"),
-        ("r.csv", CSV.encode("utf-16-le"), [], "If it is UTF-16, give --encoding utf-16-le."),
+        ("r.csv", "text,n\nnice,1\n".encode("utf-16-le"), [], "If it is UTF-16, give --encoding utf-16-le."),
         ("r.txt", b"nice", ["--encoding", "utf-16"], "r.txt: is not utf-16 text ("),
         ("r.json", '[{"text": "a"}, {"text": b}]', [], "r.json: begins with [ but is no list of JSON objects: line 1"),
         ("r.csv.gz", gzip.compress(CSV.encode())[:-12], [], "r.csv.gz: is damaged or incomplete after row"),
@@ -589,21 +593,22 @@ def test_in_a_fresh_clone_the_pulled_adapter_alone_answers_and_leaves_the_pin_as
         for name, value in environment.items():
             patch.setenv(name, value)
         place.write("dvc.yaml", PIPELINE)
-        place.write(".gitignore", "*\n!.gitignore\n!dvc.yaml\n!dvc.lock\n!.dvc/\n!.dvc/config\n")
         git = ["git", "-c", "user.name=T", "-c", "user.email=t@example.org"]
         subprocess.run([*git, "init", "--quiet"], cwd=place.folder, check=True)
         dvc(place.folder, "init", "--quiet")
         dvc(place.folder, "remote", "add", "--default", "--quiet", "storage", str(tmp_path / "storage"))
         dvc(place.folder, "commit", "--force", "--quiet")
         dvc(place.folder, "push", "--quiet")
-        subprocess.run([*git, "add", "--all"], cwd=place.folder, check=True)
+        subprocess.run([*git, "add", ".dvc/config", "dvc.yaml", "dvc.lock"], cwd=place.folder, check=True)
         subprocess.run([*git, "commit", "--quiet", "--message", "adapter"], cwd=place.folder, check=True)
         subprocess.run([*git, "clone", "--quiet", str(place.folder), str(clone.folder)], check=True)
         dvc(clone.folder, "pull", "--quiet", "models/adapter")
         assert not (clone.folder / "models/base.json").exists()
         result = clone.run(COMMAND, "--text", TEXT, **packages)
         assert result.returncode == 0, result.stderr
-        assert [json.loads(line) for line in result.stdout.splitlines()] == expected
+        [line], [wanted] = map(json.loads, result.stdout.splitlines()), expected
+        # Another number of threads may add up in another order.
+        assert line == wanted | {"probabilities": pytest.approx(wanted["probabilities"], abs=1e-6)}
         assert "models/base.json is absent: written from models/adapter/base.json" in result.stderr
         assert "fetching tiny-base==1.0" in result.stderr, "what the fetching process prints is no answer"
         assert "up to date" in dvc(clone.folder, "status", "base_model", "finetune")
