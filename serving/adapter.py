@@ -122,20 +122,20 @@ def _read_rule(path: Path, prompt_format: PromptFormat) -> dict[str, Any]:
         raise UserError(
             f"{path}: its rule is {rule['rule']!r}, but this adapter's task is {prompt_format.kind!r}. {other}"
         )
-    labels = prompt_format.labels
-    named, fits = [], True
-    if rule["rule"] == "threshold":
-        named = [rule.get("positive_label")]
-        fits = len(labels) == 2 and named[0] in labels and "threshold" in rule
-    elif rule["rule"] == "thresholds":
-        named = list(rule.get("thresholds", {}))
-        fits = set(named) == set(labels)
-    if not fits:
+    if not _fits(rule, prompt_format.labels):
+        named = [rule["positive_label"]] if "positive_label" in rule else list(rule.get("thresholds", {}))
         raise UserError(
-            f"{path}: has thresholds of {listing(list(map(repr, named)))}, but this adapter's labels are "
-            f"{listing(list(map(repr, labels)))}. {other}"
+            f"{path}: has thresholds of {listing([repr(label) for label in named])}, but this adapter's labels are "
+            f"{listing([repr(label) for label in prompt_format.labels])}. {other}"
         )
     return rule
+
+
+def _fits(rule: dict[str, Any], labels: list[str]) -> bool:
+    """Whether a rule's thresholds are of these labels; a rule without thresholds always fits."""
+    if rule["rule"] == "threshold":
+        return len(labels) == 2 and rule.get("positive_label") in labels and "threshold" in rule
+    return rule["rule"] != "thresholds" or set(rule.get("thresholds", {})) == set(labels)
 
 
 def pin_base(folder: Path) -> str | None:
@@ -151,6 +151,8 @@ def pin_base(folder: Path) -> str | None:
         UserError: another base is pinned, or the base was a folder on another machine.
     """
     base = read_json(folder / "base.json")
+    if not isinstance(base, dict) or not {"source", "files"} <= base.keys():
+        raise UserError(f"{folder / 'base.json'}: pins no base model. {_remedy(folder)}")
     if BASE_PIN.is_file():
         if read_json(BASE_PIN)["files"] != base["files"]:
             raise UserError(

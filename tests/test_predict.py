@@ -531,6 +531,7 @@ def edit_base(adapter: Path) -> None:
         (lambda adapter: (adapter / "tokenizer.json").write_text("{}"), "does not hold a tokenizer"),
         (lambda adapter: (adapter / "prompt.json").write_text("{"), "models/adapter/prompt.json: is not valid JSON"),
         (lambda adapter: (adapter / "base.json").write_text("{"), "models/adapter/base.json: is not valid JSON"),
+        (lambda adapter: (adapter / "base.json").write_text("{}"), "models/adapter/base.json: pins no base model."),
         (edit_prompt(kind="ranking"), "is for a task of the kind 'ranking'; known here are classification, multi_l"),
         (edit_prompt(colour="red"), "is damaged, or of another version of this repository ("),
         (edit_base, "was trained on another base model than models/base.json pins."),
