@@ -534,7 +534,10 @@ def edit_base(adapter: Path) -> None:
         (lambda adapter: (adapter / "base.json").write_text("{}"), "models/adapter/base.json: pins no base model."),
         (edit_prompt(kind="ranking"), "is for a task of the kind 'ranking'; known here are classification, multi_l"),
         (edit_prompt(colour="red"), "is damaged, or of another version of this repository ("),
-        (edit_base, "was trained on another base model than models/base.json pins."),
+        (
+            edit_base,
+            "was trained on another base model than models/base.json pins. If models/base.json is out of date, `dvc",
+        ),
     ],
 )
 def test_an_adapter_that_cannot_be_used_is_said_to_be(
