@@ -11,7 +11,7 @@ from stages.common.measuring.markdown import literal, markdown_table, text_cell
 
 MOST_CHARACTERS = 200
 # What Markdown, GitHub's formulas and HTML could take for markup in a line of ours; underscores inside words are not.
-_SIGNS = re.compile(r"([\\*\[\]<>&|~$#])")
+_SIGNS = re.compile(r"([\\*\[\]&|~$#]|<(?=[A-Za-z/!?]))")
 # As in stages.common.measuring.markdown: control characters, and those that turn the direction of what follows.
 _UNSHOWABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 _PAGE = """<!doctype html>

@@ -128,7 +128,7 @@ def read_side(repo: Repo, name: str | None) -> Side:
             block: value for stage in stages for block, value in stage.get("params", {}).get("params.yaml", {}).items()
         },
         metrics={part: _json(name, path, _content(commit, path)) for part, path in METRICS.items()},
-        noise=_json(name, NOISE_FLOOR, _content(commit, NOISE_FLOOR)),
+        noise=_noise(name, commit),
     )
 
 
@@ -173,6 +173,17 @@ def stale_outputs(repo: Repo, paths: list[str]) -> list[str]:
         except DvcException:
             continue
     return stale
+
+
+def _noise(name: str, commit: str | None) -> dict[str, Any]:
+    noise = _json(name, NOISE_FLOOR, _content(commit, NOISE_FLOOR))
+    missing = [key for key in ("seeds", "metrics", "parameters") if key not in noise]
+    if noise and (missing or "finetune" not in noise["parameters"]):
+        raise UserError(
+            f"{name}: {NOISE_FLOOR} lacks {', '.join(missing) or 'parameters.finetune'}. `python -m review.noise` "
+            "writes it again."
+        )
+    return noise
 
 
 def _commit(repo: Repo, name: str) -> str:
