@@ -12,6 +12,7 @@ from review.differences import RowChanges, Rows, changed_rows
 from review.objects import UnavailableError
 from review.revisions import ADAPTER, DECISION, Side, file_of
 from stages.common.errors import UserError
+from stages.common.measuring.answers import Texts
 from stages.common.schema.describing import describe
 from stages.common.schema.task import ClassificationTask, Task
 from stages.common.tables import read_json, read_table
@@ -87,6 +88,9 @@ def read_predictions(repo: Repo, side: Side, task: Task, folder: Path) -> Predic
         answers = measures.decide(measures.read(path, task), rule, task)
     if not answers.ids:
         raise UserError(f"{side.name}: {ADAPTER}/test.parquet has no rows to compare.")
+    if isinstance(answers, Texts):
+        # Long texts are held once.
+        return Predictions(answers, rule, Rows(answers.ids, answers.actual, None))
     return Predictions(answers, rule, read_rows(repo, side, "test", folder))
 
 

@@ -154,15 +154,20 @@ def predict(work: Work, strength: float, seed: int, predictor: str = "adapter") 
         work.write(predictor, part, odds / (1 + odds) if work.multi_label else odds / odds.sum(axis=1, keepdims=True))
 
 
-def write_questions(folder: Path, overlap: float, seed: int, rows: int = 40, **evaluate_block: Any) -> None:
-    """Splits and predictions of a task whose answers are texts."""
-    edit_params(folder, {"labels": ["a", "b"]}, {})
+def edit_task_to_questions(folder: Path) -> None:
+    """Make params.yaml ask for answers that are texts."""
     yaml, path = YAML(typ="safe"), folder / "params.yaml"
     values = yaml.load(path)
     values["task"] = {"kind": "question_answering"}
     values["infer"] = {"method": "generate", "max_new_tokens": 8}
-    values["evaluate"] |= {"calibration_bins": None, "threshold": None} | evaluate_block
+    values["evaluate"] |= {"calibration_bins": None, "threshold": None}
     yaml.dump(values, path)
+
+
+def write_questions(folder: Path, overlap: float, seed: int, rows: int = 40, **evaluate_block: Any) -> None:
+    """Splits and predictions of a task whose answers are texts."""
+    edit_params(folder, {"labels": ["a", "b"]}, evaluate_block)
+    edit_task_to_questions(folder)
     generator = np.random.default_rng(seed)
     for part in ("validation", "test"):
         ids = [f"{part}-{row}" for row in range(rows)]
