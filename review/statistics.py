@@ -16,8 +16,8 @@ PERMUTATIONS = 10_000
 # Above these many draws there are fewer permutations and resamples: 100,000 rows are to take a few seconds.
 MOST_COINS, MOST_BINOMIALS, LEAST_PERMUTATIONS = 200_000_000, 20_000_000, 2_000
 MOST_DRAWS, LEAST_RESAMPLES = 50_000_000, 500
-# Numbers that one chunk of draws holds at a time: 32 MB.
-CHUNK = 2**22
+# Numbers that one chunk of draws holds at a time: 16 MB, measured to be faster than 8 and 32.
+CHUNK = 2**21
 # Sums of equal numbers in another order differ by rounding; such differences are ties, and ties count against p.
 TIE = 1e-12
 
