@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
+from review.rendering import Bullets, Heading, Paragraph, Table, html_page, markdown_page
 from tests.evaluated import Work
 from tests.reviewed import DVC_YAML, Reviewed, predict, write_questions
 
@@ -273,7 +275,7 @@ def test_answers_are_compared_by_their_scores_and_shown_only_where_texts_may_be(
         pq.write_table(table.set_column(4, "reference_tokens", tokens), path)
     project.commit("A smaller budget")
     found = result(project, capfd, "HEAD~1")
-    assert found["metrics"]["perplexity"]["verdict"] == "withheld"
+    assert (found["metrics"]["perplexity"]["verdict"], found["metrics"]["perplexity"]["p"]) == ("withheld", None)
     assert any("perplexity does not compare" in caution for caution in found["cautions"])
 
 
@@ -569,6 +571,19 @@ def test_what_comes_from_the_data_is_shown_as_it_is(tmp_path: Path, capfd: Outpu
     # A sign in a cell makes no new column.
     rows = [row for row in rendered.split("<tr>") if "<td>" in row and "confidence" not in row and "alert" in row]
     assert {row.count("<td>") for row in rows} == {6}
+
+
+def test_a_name_of_a_branch_or_a_message_of_a_remote_is_no_markup_either() -> None:
+    line = "<i>x</i>: [a](b) *c* ~d~ <http://e> <!-- f --> $g$ &lt; | `code <j>` 0.1 < 0.2"
+    blocks = [Heading(1, [line]), Paragraph([line]), Bullets([[line]]), Table(["a"], [[[line]]])]
+    rendered = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown_page(blocks))
+    for made in (rendered, html_page(blocks, line)):
+        assert not re.findall(r"<(i|em|a|s|!--)\b", made.partition("<body>")[2] or made)
+        assert made.count("<code>code &lt;j&gt;</code>") == 4
+    # A cell stays one cell, and what is shown is what was said.
+    assert rendered.count("<td>") == 1
+    assert "&lt;i&gt;x&lt;/i&gt;: [a](b) *c* ~d~ &lt;http://e&gt; &lt;!-- f --&gt; $g$ &amp;lt; | <code>" in rendered
+    assert "0.1 &lt; 0.2" in rendered
 
 
 # --- what cannot be compared ------------------------------------------------------------------------------------------
