@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -57,6 +58,15 @@ def shown(result: Entry, form: str) -> str:
     return markdown_page(page_of(result))
 
 
+def print_page(page: str) -> None:
+    """Print it all, or as much as a pager that was left wanted to have."""
+    try:
+        print(page, end="", flush=True)
+    except BrokenPipeError:
+        # Python writes what is left once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
@@ -89,7 +99,7 @@ def main() -> None:
         result = compare_sides(repo, before, after, Path(folder))
     page = shown(result, options.form)
     if options.output is None:
-        print(page, end="")
+        print_page(page)
     else:
         write_text(options.output, page)
         print(f"compare: {options.output}: {result['verdict']['text']}")

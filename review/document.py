@@ -75,7 +75,7 @@ def _split_line(part: str, same: bool | None) -> str:
         return f"{part}: the same split on both sides, by dvc.lock."
     if same is None:
         return f"{part}: not known; dvc.lock of one side does not name the split."
-    return f"{part}: another split, by dvc.lock. Which rows differ needs the predictions."
+    return f"{part}: dvc.lock names other files. Whether rows, texts or only prompts differ needs the predictions."
 
 
 def _rows_line(part: str, entry: Entry) -> Line:

@@ -31,7 +31,7 @@ def headline(metrics: dict[str, Any], key: str, title: str, rows: dict[str, Any]
         rows: how the test rows differ, as in the result.
     """
     entry = metrics[key]
-    if entry["verdict"] == SAME:
+    if all(one["verdict"] in (SAME, None) for one in metrics.values()):
         return f"{OPENINGS[SAME]}: both sides give the same predictions {_where(rows)}."
     details = [f"{entry['difference']:+.4f}", f"95 % interval {entry['low']:+.4f} to {entry['high']:+.4f}"]
     if entry["p"] is not None:
@@ -53,7 +53,7 @@ def unjudged(said: str, reason: str, measured: bool, other_split: bool) -> str:
         said: the verdict.
         reason: for it; not needed for "no change".
         measured: whether both sides have a metrics file.
-        other_split: whether dvc.lock says that the test rows differ.
+        other_split: whether dvc.lock names another file of test rows on each side.
     """
     if said == SAME:
         return f"{OPENINGS[SAME]}: dvc.lock has the same predictions and decisions on both sides."
@@ -65,7 +65,7 @@ def unjudged(said: str, reason: str, measured: bool, other_split: bool) -> str:
     return (
         f"{OPENINGS[said]}: predictions are missing. {reason}. To have them, `dvc pull` at that revision where a "
         "remote has them, `dvc push` where they were made, or make them again with `dvc repro`. "
-        f"{numbers}, {'of different test sets, which do not compare' if other_split else 'without a paired test'}."
+        f"{numbers}, without a paired test{', and perhaps of other rows' if other_split else ''}."
     )
 
 

@@ -40,7 +40,8 @@ def same_task(before: Side, after: Side) -> Task:
     Raises:
         UserError: they are about different ones, or a block `task` is not usable.
     """
-    tasks = [side.params.get("task", {}) for side in (before, after)]
+    # Early revisions have no `multi_label`: there was nothing else than one label.
+    tasks = [{"multi_label": False} | side.params.get("task", {}) for side in (before, after)]
     different = [key for key in TASK_KEYS if tasks[0].get(key) != tasks[1].get(key)]
     if different:
         found = "; ".join(f"task.{key} is {tasks[0].get(key)!r}, then {tasks[1].get(key)!r}" for key in different)

@@ -27,13 +27,16 @@ def direction(name: str) -> int:
 def verdict(name: str, change: Change) -> str | None:
     """What a paired comparison says about a metric; None where the metric has no direction or no interval.
 
-    A test decides where there is one (p below 0.05), else the interval (without 0).
+    A test decides where there is one (p below 0.05), else the interval (without 0). A metric that no resample moves
+    has not changed.
     """
     if not direction(name) or change.interval is None:
         return None
     low, high = change.interval
-    significant = change.p < SIGNIFICANT if change.p is not None else not low <= 0 <= high
     difference = change.after - change.before
+    if low == high == difference == 0:
+        return SAME
+    significant = change.p < SIGNIFICANT if change.p is not None else not low <= 0 <= high
     if not significant or difference == 0:
         return NOISE
     return BETTER if difference * direction(name) > 0 else WORSE

@@ -126,6 +126,10 @@ class Reviewed:
         block[last] = value
         yaml.dump(values, path)
 
+    def params(self) -> dict[str, Any]:
+        values: dict[str, Any] = YAML(typ="safe").load(self.folder / "params.yaml")
+        return values
+
     def cached(self) -> set[str]:
         """Paths of all objects in the cache."""
         return {str(path) for path in (self.folder / ".dvc/cache").rglob("*") if path.is_file()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,8 +19,8 @@ import pytest
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
-from review.rendering import Bullets, Heading, Paragraph, Table, html_page, markdown_page
-from tests.evaluated import Work
+from review.rendering import Block, Bullets, Heading, Paragraph, Table, html_page, markdown_page
+from tests.evaluated import ROOT, Work
 from tests.reviewed import DVC_YAML, Reviewed, predict, write_questions
 
 LABELS = ["bad", "so-so", "good"]
@@ -208,6 +209,17 @@ def test_the_page_of_html_loads_nothing_and_says_the_same(finished: Reviewed, ca
         assert word not in text
     assert "<strong>Better:</strong> macro-F1" in text
     assert "<td><code>finetune.learning_rate</code></td><td><code>0.001</code></td>" in text
+
+
+def test_a_pager_that_is_left_early_is_no_error(finished: Reviewed) -> None:
+    command = [sys.executable, "-m", "review.compare", "main", "HEAD"]
+    environment = os.environ | finished.environment | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=finished.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
 def test_importing_the_command_loads_neither_torch_nor_transformers() -> None:
@@ -575,7 +587,7 @@ def test_what_comes_from_the_data_is_shown_as_it_is(tmp_path: Path, capfd: Outpu
 
 def test_a_name_of_a_branch_or_a_message_of_a_remote_is_no_markup_either() -> None:
     line = "<i>x</i>: [a](b) *c* ~d~ <http://e> <!-- f --> $g$ &lt; | `code <j>` 0.1 < 0.2"
-    blocks = [Heading(1, [line]), Paragraph([line]), Bullets([[line]]), Table(["a"], [[[line]]])]
+    blocks: list[Block] = [Heading(1, [line]), Paragraph([line]), Bullets([[line]]), Table(["a"], [[[line]]])]
     rendered = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown_page(blocks))
     for made in (rendered, html_page(blocks, line)):
         assert not re.findall(r"<(i|em|a|s|!--)\b", made.partition("<body>")[2] or made)
@@ -616,6 +628,16 @@ def test_a_revision_without_results_is_refused(project: Reviewed, capfd: Output)
     assert "the working tree: has no dvc.lock, so there are no results to compare. Run `dvc repro`" in refused(
         project, capfd, "main"
     )
+
+
+def test_a_task_from_before_several_labels_were_possible_is_one_of_one_label(project: Reviewed, capfd: Output) -> None:
+    block = project.params()["task"]
+    del block["multi_label"]
+    project.git("checkout", "-q", "main")
+    project.edit("task", block)
+    project.git("commit", "-qam", "As it was")
+    project.git("checkout", "-q", "change")
+    assert result(project, capfd, "main")["verdict"]["result"] == "better"
 
 
 def test_another_task_is_refused(project: Reviewed, capfd: Output) -> None:

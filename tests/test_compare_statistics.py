@@ -28,7 +28,7 @@ from review.statistics import (
     sign_flip_p,
     swaps,
 )
-from review.verdicts import BETTER, NOISE, SIGNIFICANT, WORSE, direction, verdict
+from review.verdicts import BETTER, NOISE, SAME, SIGNIFICANT, WORSE, direction, verdict
 from stages.common.measuring import multi_label, single_label
 from stages.common.measuring.answers import Answers, LabelSets, Texts
 from stages.common.measuring.metrics import confusion_matrix, decision_scores, per_label_scores, two_class_scores
@@ -375,6 +375,7 @@ def test_lower_is_better_for_losses_and_errors_and_higher_for_scores() -> None:
     # A test decides where there is one.
     assert verdict("log_loss", lower._replace(p=0.06)) == NOISE
     assert verdict("ece", lower._replace(interval=(-0.2, 0.0))) == NOISE
+    assert verdict("ece", Change(0.1, 0.1, (0.0, 0.0), None, None)) == SAME
 
 
 def test_many_rows_get_fewer_resamples_but_never_too_few() -> None:
