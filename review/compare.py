@@ -13,6 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+# Comes with scikit-learn, which needs it.
+from threadpoolctl import threadpool_limits
+
 from review.document import page_of
 from review.entries import Entry
 from review.rendering import html_page, markdown_page
@@ -95,7 +98,8 @@ def main() -> None:
     repo = open_repository()
     before = read_side(repo, options.before or merge_base())
     after = read_side(repo, options.after)
-    with tempfile.TemporaryDirectory(prefix="compare-") as folder:
+    # The products are small: more threads than one wait for each other, twice the processor time on two busy cores.
+    with threadpool_limits(1), tempfile.TemporaryDirectory(prefix="compare-") as folder:
         result = compare_sides(repo, before, after, Path(folder))
     page = shown(result, options.form)
     if options.output is None:
