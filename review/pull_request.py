@@ -59,7 +59,7 @@ def review(base: str, folder: Path, optional: bool) -> list[Step]:
 
 def comment(base: str, steps: list[Step]) -> str:
     """The steps as Markdown: results, then what failed, then what there is to see."""
-    parts = ["## Review of the pull request", f"Compared with `{base[:10]}`."]
+    parts = ["# Review of the pull request", f"Compared with `{base[:10]}`."]
     parts.append(markdown_table(["", ""], [[step.title, _marked(step)] for step in steps]))
     parts += [f"**{step.title}**\n\n{fenced(step.said)}" for step in steps if step.said]
     parts += [step.markdown for step in steps if step.markdown]
@@ -135,11 +135,10 @@ def _compare(base: str, folder: Path, available: bool) -> Step:
     status, said = run([sys.executable, "-m", "review.compare", base, "--output", str(file)])
     if not status:
         return Step(title, "below", markdown=file.read_text(encoding="utf-8"))
-    # Parameters and metrics lie in Git.
-    tables = [run([DVC, what, "diff", base, "--md"]) for what in ("params", "metrics")]
-    shown = "\n\n".join(
-        ["### Parameters and metrics, without intervals", *(table.strip() for code, table in tables if not code)]
-    )
+    # Parameters and metrics lie in Git. As text: a template or a label may hold what Markdown takes for a cell's end.
+    tables = [run([DVC, what, "diff", base[:10], "--md"]) for what in ("params", "metrics")]
+    shown = "\n\n".join(fenced(table) for status, table in tables if not status and table.strip())
+    shown = f"### Parameters and metrics, without intervals\n\n{shown or 'No difference.'}"
     return Step(title, "not possible; the plain numbers are below", available, said, shown)
 
 
