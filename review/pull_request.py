@@ -116,12 +116,12 @@ def _pull(optional: bool) -> tuple[Step, bool]:
         return Step(title, "yes"), True
     if not remote:
         return Step(title, "no: the repository has no default remote, so nothing was recomputed"), False
-    status, said = run([DVC, "pull", "--quiet", *map(str, absent)])
+    status, said = run([DVC, "pull", *map(str, absent)])
     if not status:
         return Step(title, "yes"), True
     if optional:
         return Step(title, "no: this run has no access to the remote, so nothing was recomputed"), False
-    return Step(title, "no", True, said), False
+    return Step(title, "no: the remote refuses, or the author has yet to `dvc push`", True, said), False
 
 
 def _recompute() -> Step:

@@ -295,11 +295,14 @@ def test_a_forks_results_are_posted_by_the_other_workflow(fresh: Clone) -> None:
         assert len(forge.comments) == 1
 
 
-def test_a_remote_that_refuses_fails_the_review_where_it_is_required(fresh: Clone) -> None:
-    fresh.dvc("remote", "modify", "storage", "url", str(fresh.folder / "nowhere/remote"))
+def test_predictions_that_nobody_pushed_fail_the_review_where_they_are_required(fresh: Clone) -> None:
+    (fresh.folder.parent / "empty").mkdir()
+    fresh.dvc("remote", "modify", "storage", "url", str(fresh.folder.parent / "empty"))
     comment = run_review(fresh, fails=True)
-    assert results(comment)[PREDICTIONS] == "**no**"
-    assert "metrics/metrics.json" in comment or "## Comparison" in comment
+    assert results(comment)[PREDICTIONS] == "**no: the remote refuses, or the author has yet to `dvc push`**"
+    assert results(comment)[METRICS] == "not checked"
+    # DVC's own words, with the names of what is missing.
+    assert "data/predictions/adapter" in comment
 
 
 def test_gitlabs_commands_without_a_remote_check_the_lock_and_say_what_is_missing(
