@@ -1,0 +1,181 @@
+"""Does dvc.lock belong to code, parameters and data? `python -m review.check`; it needs neither outputs nor a remote.
+
+What `dvc repro --dry --allow-missing` would run is named, with the reasons. Exit code 1 where that is anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dvc.dependency.param import ParamsDependency
+from dvc.exceptions import DvcException
+from dvc.output import Output
+from dvc.repo import Repo, lock_repo
+from dvc.repo.reproduce import plan_repro
+from dvc.stage import Stage
+from dvc.utils.flatten import flatten
+from dvc_data.hashfile.hash import hash_file
+from dvc_data.hashfile.tree import Tree
+
+from stages.common.errors import UserError, run_stage
+
+# More changed keys of params.yaml than these are counted, not named.
+MOST_NAMED = 5
+
+
+class WouldRun(NamedTuple):
+    """A stage that `dvc repro` would run, and why."""
+
+    stage: str
+    reasons: list[str]
+
+
+def stages_that_would_run(repo: Repo) -> list[WouldRun]:
+    """What `dvc repro --dry --allow-missing` would run, in its order; and stages that lack a file of Git's.
+
+    Outputs that are absent count as unchanged. A folder of which only files behind `.dvc` files are absent does
+    too, where their hashes make it the folder that the lock names; for DVC itself it would have changed.
+    """
+    found = []
+    # Not repro itself: of a changed stage whose inputs are absent it only says that they are.
+    for stage in plan_repro(repo.index.graph):
+        reasons = reasons_to_run(stage)
+        changed = stage.changed(allow_missing=True, upstream=list(repo.index.graph.successors(stage)))
+        if changed and not reasons and not _only_private_files_are_absent(stage):
+            reasons = ["DVC finds it changed; `dvc status` may say more"]
+        if reasons:
+            found.append(WouldRun(stage.addressing, reasons))
+    return found
+
+
+def reasons_to_run(stage: Stage) -> list[str]:
+    """What differs between a stage's entry in dvc.lock and the workspace.
+
+    Absent files do where Git has to have them; DVC itself takes them for unchanged too.
+    """
+    if not any(part.hash_info for part in (*stage.deps, *stage.outs)):
+        return ["dvc.lock has no entry for it"]
+    reasons = ["its command in dvc.yaml is not the one that ran"] if stage.changed_stage() else []
+    for dependency in () if stage.frozen else stage.deps:
+        if isinstance(dependency, ParamsDependency):
+            reasons += changed_parameters(dependency)
+        elif not dependency.hash_info:
+            reasons.append(f"{dependency} is a new dependency")
+        elif not dependency.exists:
+            reasons += _absent(dependency)
+        elif dependency.workspace_status() and not is_complete_with_absent(stage.repo, dependency):
+            reasons.append(f"{dependency} is not what it ran with")
+    for output in stage.outs:
+        if not output.hash_info:
+            reasons.append(f"{output} is a new output")
+        elif not output.exists and not output.use_cache:
+            reasons.append(f"{output} is not there; Git has to have it")
+        elif output.exists and output.workspace_status():
+            reasons.append(f"{output} is not what it wrote")
+    return reasons
+
+
+def changed_parameters(dependency: ParamsDependency) -> list[str]:
+    """Each key of params.yaml that has another value than the lock, with both values."""
+    if not dependency.exists:
+        return [f"{dependency} is not there"]
+    names = dependency.params
+    now = _flat({name: value for name, value in dependency.read_params().items() if name in names})
+    before = _flat(dependency.hash_info.value or {})
+    texts = [
+        f"{dependency}: {key} is {_shown(now, key)}, in dvc.lock {_shown(before, key)}"
+        for key in dict.fromkeys([*before, *now])
+        if _shown(now, key) != _shown(before, key)
+    ]
+    more = len(texts) - MOST_NAMED
+    return [*texts[:MOST_NAMED], f"{dependency}: {more:,} more keys"] if more > 0 else texts
+
+
+def is_complete_with_absent(repo: Repo, dependency: Output) -> bool:
+    """Whether a folder would be what the lock names, were the files that its `.dvc` files stand for there too.
+
+    Args:
+        repo: the repository.
+        dependency: one that exists.
+    """
+    folder = Path(dependency.fs_path)
+    absent = {
+        Path(out.fs_path): out for out in repo.index.outs
+        if Path(out.fs_path).is_relative_to(folder) and out.stage.is_data_source and not out.exists
+    }  # fmt: skip
+    if not folder.is_dir() or not absent or any(out.is_dir_checksum for out in absent.values()):
+        return False
+    tree = Tree()
+    for path, out in absent.items():
+        tree.add(path.relative_to(folder).parts, None, out.hash_info)
+    for name in repo.dvcignore.find(repo.fs, str(folder)):
+        hash_info = hash_file(name, repo.fs, "md5")[1]
+        tree.add(Path(name).relative_to(folder).parts, None, hash_info)
+    tree.digest()
+    return bool(tree.hash_info == dependency.hash_info)
+
+
+def message(found: list[WouldRun], stages: int) -> str:
+    """What is wrong, where, and what to do."""
+    why: dict[str, list[str]] = {}
+    for one in found:
+        for reason in one.reasons:
+            why.setdefault(reason, []).append(one.stage)
+    return "\n".join(
+        [
+            f"dvc.lock does not belong to what is here: {len(found)} of {stages} stages would run "
+            f"({', '.join(one.stage for one in found)}), and after them what gets other inputs.",
+            *(f"  {reason} ({', '.join(names)})" for reason, names in why.items()),
+            "Run `dvc repro`, commit dvc.lock and metrics/, and `dvc push`; or put back what changed.",
+        ]
+    )
+
+
+def _only_private_files_are_absent(stage: Stage) -> bool:
+    return any(
+        dependency.exists and dependency.workspace_status() and is_complete_with_absent(stage.repo, dependency)
+        for dependency in stage.deps
+    )
+
+
+def _absent(dependency: Output) -> list[str]:
+    """The reason where an absent file is one of Git's, or in dvc.lock another one than its stage wrote."""
+    path = Path(dependency.fs_path)
+    made_by = {Path(out.fs_path): out for out in dependency.repo.index.outs if path.is_relative_to(out.fs_path)}
+    if not made_by:
+        return [f"{dependency} is not there; Git has to have it"]
+    # Of a single file in an output that is a folder, dvc.lock does not say what the folder holds.
+    if path not in made_by or made_by[path].hash_info == dependency.hash_info:
+        return []
+    return [f"{dependency} is in dvc.lock not what {made_by[path].stage.addressing} wrote: the lock mixes two runs"]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(flatten(values))
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    if key not in values:
+        return "absent"
+    text = repr(values[key])
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def main() -> None:
+    """Say that nothing would run, or fail with what would."""
+    try:
+        with Repo() as repo, lock_repo(repo):
+            stages = len([stage for stage in repo.index.stages if stage.cmd])
+            found = stages_that_would_run(repo)
+    except DvcException as error:
+        raise UserError(f"dvc.lock could not be checked: {error}") from None
+    if not stages:
+        raise UserError("dvc.yaml: has no stages. Run this in the root of the pipeline's repository.")
+    if found:
+        raise UserError(message(found, stages))
+    print(f"check: dvc.lock belongs to code, parameters and data: none of {stages} stages would run")
+
+
+if __name__ == "__main__":
+    run_stage(main)
