@@ -20,14 +20,6 @@ COPIED = {
     "stages", "preflight", "review", "data", "recipes", "dvc.yaml", "requirements.txt", "requirements-review.txt",
     ".dvcignore", ".gitignore", ".github", ".gitlab-ci.yml",
 }  # fmt: skip
-# What review.compare writes is tested where it is; here it is enough that it is called as its command line says.
-STAND_IN = """import argparse, pathlib
-parser = argparse.ArgumentParser()
-parser.add_argument("revision")
-parser.add_argument("--output", type=pathlib.Path)
-options = parser.parse_args()
-options.output.write_text(f"## Comparison with {options.revision[:10]}\\n")
-"""
 
 
 class Clone:
@@ -111,8 +103,6 @@ def make_repository(folder: Path) -> Clone:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     repository = Clone(folder)
-    if not (folder / "review/compare.py").exists():
-        repository.write("review/compare.py", STAND_IN)
     save_base_model(folder.parent / "base")
     repository.write("data/raw/reviews.csv", reviews())
     shutil.copy(ROOT / "recipes/tweet-sentiment.yaml", folder / "params.yaml")
