@@ -18,6 +18,7 @@ from dvc.utils.flatten import flatten
 from review.trials import (
     Trial,
     check_committed,
+    check_unmoved,
     committed_trial,
     configuration,
     file_at,
@@ -68,7 +69,7 @@ def trials_of(seeds: list[int], committed: Trial) -> dict[int, Trial]:
     """A finished training for each seed; only what is missing is run.
 
     Raises:
-        UserError: one failed; the finished ones are kept.
+        UserError: one failed, or the workspace is no longer as committed; the finished ones are kept.
     """
     trials = {}
     for position, seed in enumerate(seeds, start=1):
@@ -82,6 +83,7 @@ def trials_of(seeds: list[int], committed: Trial) -> dict[int, Trial]:
             print(f"{progress}: the experiment {trial_name(seed)}", file=sys.stderr)
         else:
             print(f"{progress}: running the experiment {trial_name(seed)}", file=sys.stderr)
+            check_unmoved(committed, NOISE)
             trial = finished_trial(seed, committed) if run_trial(seed) else None
         if trial is None:
             raise UserError(

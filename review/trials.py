@@ -74,7 +74,25 @@ def check_committed(allowed: Path) -> None:
 
 def committed_trial() -> Trial:
     """The training whose results the current commit holds."""
-    return _trial(_git("rev-parse", "HEAD").strip())
+    return _trial(_head())
+
+
+def check_unmoved(committed: Trial, allowed: Path) -> None:
+    """Refuse to go on from anything but the commit at which the program began.
+
+    Args:
+        committed: the training of that commit.
+        allowed: as for `check_committed`.
+
+    Raises:
+        UserError: there are other commits or changes since.
+    """
+    if _head() != committed.commit:
+        raise UserError(
+            f"HEAD is no longer the commit {committed.commit[:7]} at which this began. Run it again: finished seeds "
+            "come out of the cache where their inputs are the same."
+        )
+    check_committed(allowed)
 
 
 def finished_trial(seed: int, committed: Trial) -> Trial | None:
@@ -144,6 +162,10 @@ def file_at(commit: str, path: str) -> str:
     """A file's text at a commit."""
     # With ./ it is looked for in this folder, which need not be Git's root.
     return _git("show", f"{commit}:./{path}")
+
+
+def _head() -> str:
+    return _git("rev-parse", "HEAD").strip()
 
 
 def _trial(commit: str) -> Trial:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from review.noise import chosen_seeds, spreads
-from review.trials import configuration
+from review.trials import check_unmoved, committed_trial, configuration
 from stages.common.errors import UserError
 from tests.experiments import copied, experiments_of, lock_of
 from tests.test_pipeline import ROOT, Project
@@ -148,6 +148,21 @@ def test_a_folder_without_a_pipeline_is_refused(project: Project, tmp_path: Path
     elsewhere = Project(tmp_path)
     elsewhere.environment["PYTHONPATH"] = str(ROOT)
     assert "no DVC repository" in run(elsewhere, exit_code=1)[1]
+
+
+def test_a_workspace_that_changes_while_seeds_are_trained_stops_the_next_training(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    committed = committed_trial()
+    check_unmoved(committed, NOISE)
+    project.edit_params("finetune.max_steps", 41)
+    with pytest.raises(UserError, match="not as committed"):
+        check_unmoved(committed, NOISE)
+    project.git("commit", "-qam", "More steps, not run")
+    with pytest.raises(UserError, match=f"no longer the commit {committed.commit[:7]}"):
+        check_unmoved(committed, NOISE)
+    project.git("reset", "-q", "--hard", "HEAD~1")
 
 
 def test_an_interrupted_training_leaves_nothing_behind_and_goes_on_from_its_checkpoint(project: Project) -> None:

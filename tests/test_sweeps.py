@@ -17,7 +17,6 @@ from tests.test_pipeline import Project
 from tests.workplace import Workplace
 
 RATES = ("5e-4", "1e-3", "2e-3")  # the second is the committed one
-COMMITTED = 0.001
 
 
 class Sweep(NamedTuple):
@@ -51,7 +50,8 @@ def sweep(trained_project: Project, tmp_path_factory: pytest.TempPathFactory) ->
     """Three learning rates and one that is refused, two at a time; the tests of this file follow each other."""
     project = copied(trained_project, tmp_path_factory.mktemp("sweep"))
     before = workspace(project)
-    project.dvc("exp", "run", "--queue", "-n", "rate", "-S", f"finetune.learning_rate={','.join(RATES)}")
+    values = f"finetune.learning_rate={','.join(RATES)}"
+    project.dvc("exp", "run", "--queue", "-n", "rate", "-C", "models/base", "-S", values)
     project.dvc("exp", "run", "--queue", "-n", "broken", "-S", "finetune.learning_rate=1.5")
     project.dvc("queue", "start", "-j", "2")
     states = wait_for_queue(project)
@@ -66,6 +66,9 @@ def test_each_value_gives_an_experiment_with_an_adapter_of_its_own(sweep: Sweep)
     }  # fmt: skip
     assert sorted(sweep.commits) == [float(rate) for rate in RATES]
     assert len({weights_at(sweep.project, commit) for commit in sweep.commits.values()}) == 3
+    logs = {name: sweep.project.dvc("queue", "logs", name) for name in ("rate-1", "rate-2", "rate-3")}
+    assert [name for name, log in logs.items() if "> python -m stages.finetune" in log] == ["rate-1", "rate-3"]
+    assert not any("models/base is absent" in log for log in logs.values())  # it was copied along
 
 
 @pytest.mark.parametrize("rate", [float(rate) for rate in RATES])
