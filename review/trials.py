@@ -119,7 +119,7 @@ def run_trial(seed: int) -> bool:
     """Train with a seed in a temporary folder of DVC's; whether that succeeded. What it prints goes to stderr."""
     # The base's weights are in no commit: without a copy they would be fetched again from their source.
     base = ["--copy-paths", str(BASE_FOLDER)] if BASE_FOLDER.is_dir() else []
-    with _tidied(trial_name(seed)):
+    with tidied(trial_name(seed)):
         arguments = ["--name", trial_name(seed), "--set-param", f"finetune.seed={seed}", *base]
         return _run_dvc("exp", "run", "--temp", *arguments) == 0
 
@@ -194,7 +194,7 @@ def _repository() -> Iterator[Repo]:
 
 
 @contextmanager
-def _tidied(name: str) -> Iterator[None]:
+def tidied(name: str) -> Iterator[None]:
     """Remove what DVC leaves of an experiment that is interrupted at its start: its folder, and its place in a queue.
 
     What waits in that queue would be run by the next `dvc exp run`, whatever that is asked for.

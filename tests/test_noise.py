@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dvc.repo import Repo
 
 from review.noise import chosen_seeds, spreads
-from review.trials import check_unmoved, committed_trial, configuration
+from review.trials import check_unmoved, committed_trial, configuration, tidied
 from stages.common.errors import UserError
 from tests.experiments import copied, experiments_of, lock_of
 from tests.test_pipeline import ROOT, Project
@@ -163,6 +164,30 @@ def test_a_workspace_that_changes_while_seeds_are_trained_stops_the_next_trainin
     with pytest.raises(UserError, match=f"no longer the commit {committed.commit[:7]}"):
         check_unmoved(committed, NOISE)
     project.git("reset", "-q", "--hard", "HEAD~1")
+
+
+def test_what_an_experiment_interrupted_at_its_start_leaves_is_removed_and_nothing_else(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    folders = project.folder / ".dvc/tmp/exps/standalone"
+    (folders / "tmp-of-another").mkdir(parents=True)
+
+    def queue(name: str) -> None:
+        with Repo() as repo:
+            repo.experiments.workspace_queue.put(params={"params.yaml": ["finetune.seed=60"]}, name=name)
+
+    queue("other")
+    before = leftovers(project)
+    with pytest.raises(KeyboardInterrupt), tidied("noise-60"):
+        queue("noise-60")
+        (folders / "tmp-of-this").mkdir()
+        raise KeyboardInterrupt
+    assert leftovers(project) == before
+    with Repo() as repo:
+        assert repo.experiments.workspace_queue.remove(["other", "noise-60"]) == ["other"]
+    (folders / "tmp-of-another").rmdir()
+    assert leftovers(project) == []
 
 
 def test_an_interrupted_training_leaves_nothing_behind_and_goes_on_from_its_checkpoint(project: Project) -> None:
