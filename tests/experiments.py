@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.test_pipeline import COPIED, ROOT, Project, write_reviews
+from tests.test_pipeline import COPIED, EVERYTHING, ROOT, Project, write_reviews
 from tests.tiny import save_base_model
 
 PARAMS = {
@@ -51,10 +51,9 @@ def make_trained_project(folder: Path) -> Project:
     project.dvc("init", "-q")
     shutil.copytree(ROOT / ".dvc/plots", project.folder / ".dvc/plots", dirs_exist_ok=True)
     shutil.copy(ROOT / ".dvc/.gitignore", project.folder / ".dvc/.gitignore")
-    project.environment["OMP_NUM_THREADS"] = "1"
     project.git("add", "-A")
     project.git("commit", "-qm", "Start")
-    project.dvc("repro")
+    assert project.repro() == EVERYTHING
     project.git("add", "-A")
     project.git("commit", "-qm", "First run")
     return project
@@ -63,7 +62,6 @@ def make_trained_project(folder: Path) -> Project:
 def copied(project: Project, folder: Path) -> Project:
     """The same project in another folder, with a DVC cache of its own."""
     copy = Project(folder / "repository")
-    copy.environment["OMP_NUM_THREADS"] = "1"
     shutil.copytree(project.folder, copy.folder, symlinks=True)
     return copy
 
