@@ -78,7 +78,7 @@ def experiments_of(project: Project) -> dict[str, str]:
     return {name.rpartition("/")[2]: commit for name, commit in found.items()}
 
 
-def wait_for_queue(project: Project, seconds: float = 300) -> dict[str, str]:
+def wait_for_queue(project: Project, seconds: float = 600) -> dict[str, str]:
     """The status of each queued experiment by name, once all have ended."""
     deadline = time.monotonic() + seconds
     while True:
