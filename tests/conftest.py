@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments import make_trained_project
+from tests.test_pipeline import Project
 from tests.tiny import save_base_model, save_tokenizer
 
 
@@ -23,3 +25,9 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     save_base_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A tiny pipeline, run once and committed; not to be written to: `tests.experiments.copied` makes copies."""
+    return make_trained_project(tmp_path_factory.mktemp("trained"))
