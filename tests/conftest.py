@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project import Project
+from tests.project import finished_project as run_pipeline
 from tests.tiny import save_base_model, save_tokenizer
 
 
@@ -23,3 +25,9 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     save_base_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The whole pipeline on a tiny base, run once and committed; not to be changed: `copy` or `clone` it."""
+    return run_pipeline(tmp_path_factory.mktemp("finished") / "repository")

@@ -1,0 +1,1 @@
+"""Reviewing a change: comparing commits, checking that results belong to them."""
