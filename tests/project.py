@@ -168,6 +168,7 @@ def finished_project(folder: Path) -> Project:
     project.git("init", "-q", "-b", "main")
     project.dvc("init", "-q")
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
+    shutil.copy(ROOT / ".dvc/.gitignore", folder / ".dvc/.gitignore")
     project.git("add", "-A")
     project.git("commit", "-qm", "Start")
     assert project.repro() == EVERYTHING

@@ -71,6 +71,9 @@ class S3Server:
             self.process.kill()
             self.process.wait()
             self.process = None
+            for path in Path("/tmp").glob("seaweedfs-*.sock"):
+                if int(path.stem.split("-")[-1]) in self.ports.values():
+                    path.unlink()
 
 
 def free_ports(count: int) -> list[int]:
