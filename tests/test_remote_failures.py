@@ -1,7 +1,8 @@
-"""Remotes fail for real: servers are killed, keys are wrong, objects rot. Nothing is lost, and messages say what to do."""
+"""Remotes fail for real: servers are killed, keys are wrong, objects rot. Nothing is lost; messages say what to do."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from tests.stored import (
     flipped,
     locked,
     object_at,
-    set_up,
 )
 
 
@@ -69,14 +69,16 @@ def test_wrong_keys_are_refused_with_a_message_and_nothing_is_changed(
     project = stored.project.copy(tmp_path / "own/repository")
     if kind == "s3":
         add_s3(project, request.getfixturevalue("s3_server"), "refused")
-        set_up(project, "s3", {"secret_access_key": "not-the-secret"})
+        project.dvc("remote", "modify", "--local", "s3", "secret_access_key", "not-the-secret")
     else:
         server = request.getfixturevalue("ssh_server")
         add_ssh(project, server, "refused")
-        set_up(project, "ssh", {"keyfile": str(server.folder / "strange_key")})
+        project.dvc("remote", "modify", "--local", "ssh", "keyfile", str(server.folder / "strange_key"))
     refusal = {"s3": "Forbidden", "ssh": "Permission denied"}[kind]
     assert refusal in project.dvc("push", "--remote", kind, fails=True)
-    assert refusal in project.dvc("fetch", "--remote", kind, "--run-cache", fails=True)
+    clone = stored.project.clone(tmp_path / "clone")
+    shutil.copy(project.folder / ".dvc/config.local", clone.folder / ".dvc")
+    assert refusal in clone.dvc("pull", "--remote", kind, fails=True)
     output = check(project, "--remote", kind, fails=True)
     assert output.startswith(f"error: remote '{kind}' cannot be read")
     assert refusal in output

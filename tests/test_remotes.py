@@ -15,7 +15,9 @@ READ_REVISIONS = """
 import sys, dvc.api
 url, before, after = sys.argv[1:]
 rate = lambda revision: dvc.api.params_show(repo=url, rev=revision)["finetune"]["learning_rate"]
-print(rate(before), rate(after), dvc.api.metrics_show("metrics/metrics.json", repo=url, rev=before)["adapter"]["n"])
+# Keys say which file a block is from, seen from here: both splits have one of this name.
+[adapter] = [block for name, block in dvc.api.metrics_show(repo=url, rev=before).items() if "/metrics.json:ada" in name]
+print(rate(before), rate(after), adapter["n"])
 print(dvc.api.read("models/adapter/prompt.json", repo=url, rev=before)[:1])
 with dvc.api.open("models/adapter/adapter_model.safetensors", mode="rb", repo=url, rev=before) as file:
     print(len(file.read()))
