@@ -7,15 +7,16 @@ passes `dvc checkout`, `dvc status` and `dvc push`. This reads every byte: with 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc_data.hashfile.hash import fobj_md5
+from dvc_data.hashfile.hash import file_md5, fobj_md5
 from dvc_data.hashfile.tree import Tree
 from tqdm.utils import CallbackIOWrapper
 
@@ -120,11 +121,12 @@ def cache_remedy(output: Any, damages: list[Damage], workspace_is_sound: bool) -
     """
     stage = output.stage.addressing
     damaged = [damage.named for damage in damages if damage.problem != "missing"]
-    doomed = [relative(output.cache.oid_to_path(named.oid)) for named in damaged]
+    stored = {named.path: output.cache.oid_to_path(named.oid) for named in damaged}
+    doomed = [os.path.relpath(path) for path in stored.values()]
     if workspace_is_sound:
         return f"{removal(doomed)}`dvc commit {stage}` puts the workspace's sound files into the cache"
-    # A file that was checked out of a damaged object is as damaged, and DVC takes it for sound.
-    doomed += [named.path for named in damaged if Path(named.path).is_file()]
+    # A file that was checked out of a damaged object is as damaged, and DVC takes it for sound; others are the user's.
+    doomed += [path for path, source in stored.items() if Path(path).is_file() and cmp(path, source, shallow=False)]
     otherwise = "" if output.stage.is_data_source else f"; where no remote has it, `dvc repro {stage}`"
     return f"{removal(doomed)}`dvc pull {output}`{otherwise}"
 
@@ -158,22 +160,12 @@ def removal(paths: list[str]) -> str:
     return f"`rm {' '.join(paths)}`, then " if paths else ""
 
 
-def relative(path: str) -> str:
-    """A path as one types it in the repository's root, where it lies in there."""
-    own = Path(path)
-    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else path
-
-
 def workspace_is_sound(output: Any, damages: list[Damage]) -> bool:
     """Whether the files that the damaged objects stand for are sound in the workspace; of a list nobody can say."""
-    for named, _ in damages:
-        path = Path(named.path)
-        if not path.is_file():
-            return False
-        with path.open("rb") as stream:
-            if fobj_md5(stream, name=output.hash_name) != named.oid:
-                return False
-    return True
+    paths = [Path(damage.named.path) for damage in damages]
+    return all(path.is_file() for path in paths) and all(
+        file_md5(damage.named.path, name=output.hash_name) == damage.named.oid for damage in damages
+    )
 
 
 def check(repo: Repo, remote: str | None, advance_to: Callable[[int], Any]) -> tuple[list[str], int]:
@@ -191,6 +183,9 @@ def check(repo: Repo, remote: str | None, advance_to: Callable[[int], Any]) -> t
         UserError: there is nothing to verify.
     """
     outputs = [output for output in repo.index.outs if output.use_cache and output.hash_info]
+    if remote:
+        # What `dvc import` brought lies in its own repository's remote.
+        outputs = [output for output in outputs if output.can_push and not output.stage.is_repo_import]
     if not outputs:
         raise UserError("dvc.lock names no object yet. `dvc repro` runs the pipeline.")
     texts, known = [], dict[str, dict[str, str | None]]()
@@ -214,8 +209,6 @@ def clear_errors(remote: str | None) -> Iterator[None]:
     """Turn what DVC and the libraries behind remotes raise into one message that says what to do."""
     try:
         yield
-    except NoRemoteError:
-        raise UserError(f"there is no remote '{remote}'. `dvc remote list` names those there are.") from None
     except DvcException as error:
         raise UserError(f"{error}") from None
     except Exception as error:
@@ -244,7 +237,9 @@ def main() -> None:
     for text in texts:
         print(text)
     if texts:
-        raise UserError(f"{place} lacks sound objects of {len(texts)} outputs, listed above; {count} were looked at.")
+        raise UserError(
+            f"outputs that lack sound objects in {place}: {len(texts)}, see above; looked at {count} objects."
+        )
     print(f"storage: all {count} objects that this commit names are sound in {place}")
 
 

@@ -153,14 +153,16 @@ def test_a_truncated_table_and_a_damaged_list_of_a_directory_are_named(stored: S
     assert f"  altered: data/splits, object {splits}" in output
     assert "made by stage ingest" in output
     assert "made by stage split" in output
-    assert "error: remote folder lacks sound objects of 2 outputs" in output
+    assert "error: outputs that lack sound objects in remote folder: 2," in output
 
 
 # --- objects of the cache ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workspace", ["sound", "damaged"])
-def test_a_bad_object_of_the_cache_is_named_and_can_be_mended(stored: Stored, tmp_path: Path, workspace: str) -> None:
+@pytest.mark.parametrize("workspace", ["sound", "damaged", "changed"])
+def test_a_bad_object_of_the_cache_is_named_and_can_be_mended_without_touching_changes(
+    stored: Stored, tmp_path: Path, workspace: str
+) -> None:
     project = stored.project.copy(tmp_path / "own/repository")
     content = (project.folder / WEIGHTS).read_bytes()
     cache = project.folder / ".dvc/cache"
@@ -170,6 +172,12 @@ def test_a_bad_object_of_the_cache_is_named_and_can_be_mended(stored: Stored, tm
         (project.folder / WEIGHTS).unlink()
         project.dvc("checkout", ADAPTER)
         assert (project.folder / WEIGHTS).read_bytes() == flipped(content)
+    if workspace == "changed":
+        (project.folder / WEIGHTS).unlink()
+        (project.folder / WEIGHTS).write_bytes(b"my own")
+        output = check(project, fails=True)
+        assert f"do: `rm {bad.relative_to(project.folder)}`, then `dvc pull {ADAPTER}`; where" in output
+        return
     # This is why there is a check.
     assert "Data and pipelines are up to date" in project.dvc("status")
     output = check(project, fails=True)
@@ -197,6 +205,13 @@ def test_the_check_says_who_makes_what_a_clone_lacks_and_which_remotes_there_are
     output = check(clone, fails=True)
     assert "do: `dvc pull models/base.json`; where no remote has it, `dvc repro base_model`" in output
     assert "Traceback" not in output
+    (clone.folder / "notes.txt").write_text("what we know")
+    clone.dvc("add", "notes.txt")
+    [own] = [path for path in (clone.folder / ".dvc/cache/files").rglob("*") if path.is_file()]
+    own.unlink()
+    assert "notes.txt (added by notes.txt.dvc), in the cache:" in (output := check(clone, fails=True))
+    assert "do: `dvc commit notes.txt.dvc` puts the workspace's sound files into the cache" in output
     assert "remote 'none' doesn't exist" in check(clone, "--remote", "none", fails=True)
     (clone.folder / "dvc.lock").unlink()
+    (clone.folder / "notes.txt.dvc").unlink()
     assert check(clone, fails=True) == "error: dvc.lock names no object yet. `dvc repro` runs the pipeline.\n"
