@@ -19,8 +19,8 @@ from dvc.repo import Repo
 from review.noise import chosen_seeds, spreads
 from review.trials import check_unmoved, committed_trial, configuration, tidied
 from stages.common.errors import UserError
-from tests.experiments import copied, experiments_of, lock_of
-from tests.test_pipeline import ROOT, Project
+from tests.experiments import experiments_of, lock_of
+from tests.project import ROOT, Project
 
 NOISE = Path("metrics/noise.json")
 
@@ -52,9 +52,9 @@ def leftovers(project: Project) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def project(trained_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A trained project in which the tests of this file follow each other."""
-    return copied(trained_project, tmp_path_factory.mktemp("noise"))
+    return finished_project.copy(tmp_path_factory.mktemp("noise") / "repository")
 
 
 def test_a_number_of_seeds_starts_with_the_committed_one_and_a_list_is_taken_as_it_is() -> None:
@@ -101,9 +101,9 @@ def test_what_only_some_seeds_have_is_left_out() -> None:
     assert list(spreads(measured)) == ["adapter.n"]
 
 
-def test_the_configuration_names_all_that_decides_the_numbers_but_the_seed(trained_project: Project) -> None:
+def test_the_configuration_names_all_that_decides_the_numbers_but_the_seed(finished_project: Project) -> None:
     def lock() -> dict[str, Any]:
-        return {"stages": lock_of(trained_project, "HEAD")}
+        return {"stages": lock_of(finished_project, "HEAD")}
 
     def block(name: str, key: str) -> dict[str, Any]:
         return changed["stages"][name]["params"]["params.yaml"][key]

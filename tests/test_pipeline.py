@@ -4,118 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parents[1]
-EVERYTHING = {
-    "code",
-    "base_model",
-    "ingest",
-    "format_prompts",
-    "split",
-    "finetune",
-    "infer",
-    "infer_base",
-    "baseline",
-    "evaluate",
-    "report",
-}
-COPIED = {"stages", "preflight", "data", "recipes", "dvc.yaml", "requirements.txt", ".dvcignore", ".gitignore"}
-# It runs when a number that it shows changed. Its files lie in Git, which turns DVC's run cache off for it, so it may
-# also run again where other stages are restored.
-REPORT = {"report"}
-
-
-class Project:
-    """A clone-like copy of this repository with a data set and base model of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        # No PATH to the environment: `.venv/bin/dvc repro` has to work without activating it.
-        self.environment = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(folder.parent),
-            "DVC_NO_ANALYTICS": "1",
-            "DVC_GLOBAL_CONFIG_DIR": str(folder.parent / "dvc-global"),
-            "DVC_SYSTEM_CONFIG_DIR": str(folder.parent / "dvc-system"),
-            "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc-site"),
-            "HF_HUB_OFFLINE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "TQDM_DISABLE": "1",
-            # The same on every machine: the number of threads decides the last digits.
-            "OMP_NUM_THREADS": "1",
-        }
-
-    def run(self, *command: str, fails: bool = False) -> str:
-        result = subprocess.run(
-            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            check=False,
-        )  # fmt: skip
-        assert (result.returncode != 0) == fails, result.stdout
-        return result.stdout
-
-    def dvc(self, *arguments: str, fails: bool = False) -> str:
-        return self.run(str(Path(sys.executable).with_name("dvc")), *arguments, fails=fails)
-
-    def git(self, *arguments: str) -> str:
-        return self.run("git", "-c", "user.name=T", "-c", "user.email=t@example.org", *arguments)
-
-    def repro(self) -> set[str]:
-        """The stages whose commands ran."""
-        return set(re.findall(r"Running stage '(\w+)'", self.dvc("repro")))
-
-    def edit_params(self, key: str, value: Any) -> None:
-        yaml = YAML()
-        values = yaml.load(self.folder / "params.yaml")
-        *path, last = key.split(".")
-        block = values
-        for part in path:
-            block = block[part]
-        block[last] = value
-        yaml.dump(values, self.folder / "params.yaml")
-
-    def edit_file(self, name: str, old: str, new: str) -> None:
-        path = self.folder / name
-        text = path.read_text(encoding="utf-8")
-        assert old in text
-        path.write_text(text.replace(old, new, 1), encoding="utf-8")
-
-    def metrics(self) -> dict[str, Any]:
-        return json.loads((self.folder / "metrics/metrics.json").read_text(encoding="utf-8"))
-
-
-def write_reviews(path: Path) -> None:
-    """A CSV of 120 short reviews whose words give the label away."""
-    words = {
-        "good": ["fine", "great", "lovely"],
-        "bad": ["awful", "poor", "nasty"],
-        "so-so": ["okay", "plain", "usual"],
-    }
-    randomness = random.Random(0)
-    lines = ["number,review,opinion"]
-    for number in range(120):
-        opinion = list(words)[number % 3]
-        review = f"the {randomness.choice(words[opinion])} film of day {number} was {randomness.choice(words[opinion])}"
-        lines.append(f"{number},{review},{opinion}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+from tests.project import EVERYTHING, REPORT, Project
 
 
 @pytest.fixture(scope="module")
-def project(trained_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The pipeline on reviews and a tiny base, run once and committed."""
-    project = Project(tmp_path_factory.mktemp("pipeline") / "repository")
-    shutil.copytree(trained_project.folder, project.folder, symlinks=True)
-    return project
+def project(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the run and committed pipeline, for this module to change."""
+    return finished_project.copy(tmp_path_factory.mktemp("pipeline") / "repository")
 
 
 @pytest.fixture
@@ -219,9 +119,7 @@ def test_a_clone_that_pulled_nothing_shows_what_a_commit_changed(project: Projec
     project.edit_params("finetune.learning_rate", 0.003)
     project.repro()
     project.git("commit", "-qam", "Raise the learning rate")
-    clone = Project(tmp_path / "clone")
-    clone.folder.mkdir()
-    clone.git("clone", "-q", str(project.folder), ".")
+    clone = project.clone(tmp_path / "clone")
     metrics = json.loads(clone.dvc("metrics", "diff", "HEAD~1", "HEAD", "--json"))
     assert "adapter.log_loss" in metrics["metrics/metrics.json"]
     params = json.loads(clone.dvc("params", "diff", "HEAD~1", "HEAD", "--json"))

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from review.plots import page
-from tests.test_pipeline import ROOT, Project
+from tests.project import ROOT, Project
 
 CHROMIUM = shutil.which("chromium")
 OFFLINE = (

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.experiments import copied, experiments_of, lock_of, wait_for_queue
-from tests.test_pipeline import Project
+from tests.experiments import experiments_of, lock_of, wait_for_queue
+from tests.project import Project
 from tests.workplace import Workplace
 
 RATES = ("5e-4", "1e-3", "2e-3")  # the second is the committed one
@@ -46,9 +46,9 @@ def rate_at(project: Project, commit: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def sweep(trained_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+def sweep(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
     """Three learning rates and one that is refused, two at a time; the tests of this file follow each other."""
-    project = copied(trained_project, tmp_path_factory.mktemp("sweep"))
+    project = finished_project.copy(tmp_path_factory.mktemp("sweep") / "repository")
     before = workspace(project)
     values = f"finetune.learning_rate={','.join(RATES)}"
     project.dvc("exp", "run", "--queue", "-n", "rate", "-C", "models/base", "-S", values)
@@ -75,7 +75,7 @@ def test_each_value_gives_an_experiment_with_an_adapter_of_its_own(sweep: Sweep)
 def test_a_training_beside_another_one_gives_what_it_gives_alone(
     sweep: Sweep, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = Workplace(copied(sweep.project, tmp_path).folder)
+    alone = Workplace(sweep.project.copy(tmp_path / "repository").folder)
     alone.set("finetune.learning_rate", rate)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as OMP_NUM_THREADS says to the experiments
