@@ -71,13 +71,14 @@ class Project:
             "OMP_NUM_THREADS": "1",
         }
 
-    def run(self, *command: str, fails: bool = False) -> str:
-        """What a command prints; it has to succeed, or to fail."""
+    def run(self, *command: str, fails: bool = False, environment: dict[str, str] | None = None) -> str:
+        """What a command prints; it has to succeed, or to fail as a user's mistake does."""
         result = subprocess.run(
-            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            check=False,
+            command, cwd=self.folder, env=self.environment | (environment or {}), text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         assert (result.returncode != 0) == fails, result.stdout
+        assert not fails or "Traceback" not in result.stdout, result.stdout
         return result.stdout
 
     def start(self, *command: str) -> subprocess.Popen[str]:
@@ -110,24 +111,33 @@ class Project:
         yaml.dump(values, self.folder / "params.yaml")
 
     def edit_file(self, name: str, old: str, new: str) -> None:
-        path = self.folder / name
-        text = path.read_text(encoding="utf-8")
+        text = self.read(name)
         assert old in text
-        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        self.write(name, text.replace(old, new, 1))
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def commit(self, message: str) -> None:
+        self.git("add", "-A")
+        self.git("commit", "-qm", message)
 
     def metrics(self) -> dict[str, Any]:
-        return json.loads((self.folder / "metrics/metrics.json").read_text(encoding="utf-8"))
+        return json.loads(self.read("metrics/metrics.json"))
 
     def copy(self, folder: Path) -> Project:
         """The same with its cache and outputs, to be changed."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Project(folder)
 
-    def clone(self, folder: Path) -> Project:
+    def clone(self, folder: Path, branch: str = "main") -> Project:
         """What Git alone gives a colleague."""
         folder.mkdir(parents=True)
         clone = Project(folder)
-        clone.git("clone", "-q", str(self.folder), ".")
+        clone.git("clone", "-q", "--branch", branch, str(self.folder), ".")
         return clone
 
 
@@ -176,9 +186,7 @@ def finished_project(folder: Path) -> Project:
     project.dvc("init", "-q")
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
     shutil.copy(ROOT / ".dvc/.gitignore", folder / ".dvc/.gitignore")
-    project.git("add", "-A")
-    project.git("commit", "-qm", "Start")
+    project.commit("Start")
     assert project.repro() == EVERYTHING
-    project.git("add", "-A")
-    project.git("commit", "-qm", "First run")
+    project.commit("First run")
     return project

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,48 @@ from ruamel.yaml import YAML
 
 from review.file_values import differences
 from tests.forge_server import ACTIONS_TOKEN, GITLAB_TOKEN, HEAD, serve, variables
-from tests.review_place import Clone, make_repository
+from tests.project import Project
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / ".github/workflows"
 
 
+# A runner's shell finds the commands of the environment.
+PATH = {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"}
+
+
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    return make_repository(tmp_path_factory.mktemp("review") / "repository")
+def repository(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """`main` with all results, `change` with other intervals, both pushed to a folder."""
+    folder = tmp_path_factory.mktemp("review")
+    repository = finished_project.copy(folder / "repository")
+    repository.dvc("remote", "add", "--default", "storage", str(folder / "remote"))
+    repository.commit("Add a remote")
+    repository.dvc("push", "-q")
+    repository.git("checkout", "-qb", "change")
+    repository.edit_params("evaluate.bootstrap_samples", 200)
+    repository.repro()
+    repository.commit("Draw more samples")
+    repository.dvc("push", "-q")
+    return repository
 
 
 @pytest.fixture
-def fresh(repository: Clone, tmp_path: Path) -> Clone:
+def fresh(repository: Project, tmp_path: Path) -> Project:
     """A clone of the branch `change` that has pulled nothing."""
     return repository.clone(tmp_path / "clone", "change")
 
 
 @pytest.fixture(scope="module")
-def pulled_once(repository: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pulled_once(repository: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = repository.clone(tmp_path_factory.mktemp("pulled") / "clone", "change")
     clone.dvc("pull", "-q")
     return clone.folder
 
 
 @pytest.fixture
-def pulled(pulled_once: Path, tmp_path: Path) -> Clone:
+def pulled(pulled_once: Path, tmp_path: Path) -> Project:
     """The same with everything pulled; to be changed."""
-    return Clone(Path(shutil.copytree(pulled_once, tmp_path / "clone", symlinks=True)))
+    return Project(Path(shutil.copytree(pulled_once, tmp_path / "clone", symlinks=True)))
 
 
 # review.check
@@ -51,120 +67,122 @@ def would_run(message: str) -> set[str]:
     return set(found[1].split(", "))
 
 
-def test_a_clone_that_pulled_nothing_is_up_to_date(fresh: Clone) -> None:
-    assert "none of 11 stages would run" in fresh.python("review.check")
+def test_a_clone_that_pulled_nothing_is_up_to_date(fresh: Project) -> None:
+    assert "none of 11 stages would run" in fresh.python("-m", "review.check")
     assert fresh.git("status", "--porcelain") == ""
 
 
 EDITS: dict[str, tuple[Any, set[str], str]] = {
     "a parameter": (
-        lambda clone: clone.set("finetune.learning_rate", 0.5), {"finetune"},
+        lambda clone: clone.edit_params("finetune.learning_rate", 0.5), {"finetune"},
         "params.yaml: finetune.learning_rate is 0.5, in dvc.lock 0.001 (finetune)",
     ),
     "a comment": (
-        lambda clone: clone.edit("stages/split.py", "import math\n", "import math  # why\n"), {"code", "split"},
+        lambda clone: clone.edit_file("stages/split.py", "import math\n", "import math  # why\n"), {"code", "split"},
         "stages/split.py is not what it ran with (split)",
     ),
     "a metric": (
-        lambda clone: clone.edit("metrics/metrics.json", '"n": ', '"n": 1'), {"evaluate", "report"},
+        lambda clone: clone.edit_file("metrics/metrics.json", '"n": ', '"n": 1'), {"evaluate", "report"},
         "metrics/metrics.json is not what it wrote (evaluate)",
     ),
     "a command": (
-        lambda clone: clone.edit("dvc.yaml", "cmd: python -m stages.report", "cmd: python -B -m stages.report"),
+        lambda clone: clone.edit_file("dvc.yaml", "cmd: python -m stages.report", "cmd: python -B -m stages.report"),
         {"report"}, "its command in dvc.yaml is not the one that ran (report)",
     ),
     "a row": (
-        lambda clone: clone.edit("data/raw/reviews.csv", ",bad\n", ",good\n"), {"ingest"},
+        lambda clone: clone.edit_file("data/raw/reviews.csv", ",bad\n", ",good\n"), {"ingest"},
         "data/raw is not what it ran with (ingest)",
     ),
     "a dependency": (
-        lambda clone: clone.edit("dvc.yaml", "- stages/split.py\n", "- stages/split.py\n      - params.yaml\n"),
+        lambda clone: clone.edit_file("dvc.yaml", "- stages/split.py\n", "- stages/split.py\n      - params.yaml\n"),
         {"split"}, "params.yaml is a new dependency (split)",
     ),
     "a pin": (
-        lambda clone: clone.edit("requirements.txt", "torch==", "torch==9"), {"code", "baseline", "evaluate"},
+        lambda clone: clone.edit_file("requirements.txt", "torch==", "torch==9"), {"code", "baseline", "evaluate"},
         "requirements.txt is not what it ran with (code, baseline, evaluate)",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_check_names_the_stages_that_dvc_would_run_and_why(fresh: Clone, edit: str) -> None:
+def test_check_names_the_stages_that_dvc_would_run_and_why(fresh: Project, edit: str) -> None:
     change, stages, reason = EDITS[edit]
     change(fresh)
-    message = fresh.python("review.check", fails=True)
+    message = fresh.python("-m", "review.check", fails=True)
     assert would_run(message) == stages
     assert reason in message
     assert "Run `dvc repro`" in message
 
 
-def test_check_agrees_with_dvc_where_nothing_is_absent(pulled: Clone) -> None:
+def test_check_agrees_with_dvc_where_nothing_is_absent(pulled: Project) -> None:
     # Without its inputs a stage that would run ends DVC's dry run.
     for name in ("a parameter", "a command", "a row"):
         EDITS[name][0](pulled)
     dry_run = pulled.dvc("repro", "--dry", "--allow-missing")
-    assert would_run(pulled.python("review.check", fails=True)) == set(re.findall(r"Running stage '(\w+)'", dry_run))
+    assert would_run(pulled.python("-m", "review.check", fails=True)) == set(
+        re.findall(r"Running stage '(\w+)'", dry_run)
+    )
 
 
-def test_what_git_lacks_is_named_though_dvc_takes_it_for_unchanged(fresh: Clone) -> None:
+def test_what_git_lacks_is_named_though_dvc_takes_it_for_unchanged(fresh: Project) -> None:
     for name in ("metrics/training.json", "stages/common/strata.py"):
         (fresh.folder / name).unlink()
-    message = fresh.python("review.check", fails=True)
+    message = fresh.python("-m", "review.check", fails=True)
     assert "metrics/training.json is not there; Git has to have it (evaluate)" in message
     assert "stages/common/strata.py is not there; Git has to have it (split)" in message
 
 
-def test_a_lock_of_two_runs_is_named(fresh: Clone) -> None:
+def test_a_lock_of_two_runs_is_named(fresh: Project) -> None:
     yaml = YAML()
     lock = yaml.load(fresh.folder / "dvc.lock")
     [adapter] = [output for output in lock["stages"]["finetune"]["outs"] if output["path"] == "models/adapter"]
     adapter["md5"] = f"{'0' * 32}.dir"
     yaml.dump(lock, fresh.folder / "dvc.lock")
-    message = fresh.python("review.check", fails=True)
+    message = fresh.python("-m", "review.check", fails=True)
     assert "models/adapter is in dvc.lock not what finetune wrote: the lock mixes two runs (infer)" in message
 
 
-def test_a_lock_that_is_absent_or_broken_is_named(fresh: Clone) -> None:
+def test_a_lock_that_is_absent_or_broken_is_named(fresh: Project) -> None:
     lock = fresh.read("dvc.lock")
     (fresh.folder / "dvc.lock").unlink()
-    assert "dvc.lock has no entry for it (code, base_model" in fresh.python("review.check", fails=True)
+    assert "dvc.lock has no entry for it (code, base_model" in fresh.python("-m", "review.check", fails=True)
     fresh.write("dvc.lock", f"<<<<<<< HEAD\n{lock}")
-    assert "dvc.lock could not be checked: " in fresh.python("review.check", fails=True)
+    assert "dvc.lock could not be checked: " in fresh.python("-m", "review.check", fails=True)
 
 
-def test_private_tables_behind_a_dvc_file_need_not_be_pulled(pulled: Clone, tmp_path: Path) -> None:
+def test_private_tables_behind_a_dvc_file_need_not_be_pulled(pulled: Project, tmp_path: Path) -> None:
     pulled.git("rm", "-q", "--cached", "data/raw/reviews.csv")
     pulled.dvc("add", "-q", "data/raw/reviews.csv")
     pulled.dvc("repro", "-q", "ingest")
     pulled.commit("Keep the table out of Git")
     clone = pulled.clone(tmp_path / "other/clone", "change")
     assert not (clone.folder / "data/raw/reviews.csv").exists()
-    assert "none of 11 stages would run" in clone.python("review.check")
-    clone.edit("data/raw/reviews.csv.dvc", "md5: ", "md5: 0")
-    assert would_run(clone.python("review.check", fails=True)) == {"ingest"}
+    assert "none of 11 stages would run" in clone.python("-m", "review.check")
+    clone.edit_file("data/raw/reviews.csv.dvc", "md5: ", "md5: 0")
+    assert would_run(clone.python("-m", "review.check", fails=True)) == {"ingest"}
 
 
 # review.recompute
 
 
-def test_committed_metrics_are_recomputed_and_nothing_here_is_written(pulled: Clone) -> None:
+def test_committed_metrics_are_recomputed_and_nothing_here_is_written(pulled: Project) -> None:
     before = {path: path.stat().st_mtime_ns for path in pulled.folder.glob("[dm]*/**/*")}
-    output = pulled.python("review.recompute")
+    output = pulled.python("-m", "review.recompute")
     assert "the committed metrics are what evaluate makes" in output
     assert "compared" not in output
     assert {path: path.stat().st_mtime_ns for path in pulled.folder.glob("[dm]*/**/*")} == before
 
 
-def test_a_changed_number_is_named_with_both_values(pulled: Clone) -> None:
+def test_a_changed_number_is_named_with_both_values(pulled: Project) -> None:
     metrics = json.loads(pulled.read("metrics/metrics.json"))
     true = metrics["adapter"]["log_loss"]
     metrics["adapter"]["log_loss"] = 0.125
     metrics["adapter"]["n"] += 1
     pulled.write("metrics/metrics.json", json.dumps(metrics))
-    pulled.edit("metrics/evaluation/loss.csv", "series", "serie")
+    pulled.edit_file("metrics/evaluation/loss.csv", "series", "serie")
     (pulled.folder / "models/decision.json").unlink()
     pulled.write("models/decision.json", "{}")
-    message = pulled.python("review.recompute", fails=True)
+    message = pulled.python("-m", "review.recompute", fails=True)
     assert f"metrics/metrics.json: adapter.log_loss: committed 0.125, recomputed {true!r}" in message
     assert "metrics/metrics.json: adapter.n: committed " in message
     assert "metrics/evaluation/loss.csv: columns: committed " in message
@@ -197,13 +215,13 @@ def test_counts_and_texts_are_compared_exactly_and_other_numbers_but_for_their_l
     assert [one.place for one in found] == places
 
 
-def test_a_report_that_was_edited_is_named(pulled: Clone) -> None:
-    pulled.edit("metrics/report.md", "macro-F1", "micro-F1")
-    assert "metrics/report.md: line " in pulled.python("review.recompute", fails=True)
+def test_a_report_that_was_edited_is_named(pulled: Project) -> None:
+    pulled.edit_file("metrics/report.md", "macro-F1", "micro-F1")
+    assert "metrics/report.md: line " in pulled.python("-m", "review.recompute", fails=True)
 
 
-def test_absent_predictions_are_named_with_the_command_that_fetches_them(fresh: Clone) -> None:
-    message = fresh.python("review.recompute", fails=True)
+def test_absent_predictions_are_named_with_the_command_that_fetches_them(fresh: Project) -> None:
+    message = fresh.python("-m", "review.recompute", fails=True)
     command = re.search(r"`dvc (pull [^`]*)`", message)
     assert command
     fresh.dvc(*command[1].split())
@@ -211,10 +229,10 @@ def test_absent_predictions_are_named_with_the_command_that_fetches_them(fresh: 
     assert not (fresh.folder / "data/splits/train.parquet").exists()
 
 
-def test_other_predictions_than_the_locks_are_refused(pulled: Clone) -> None:
+def test_other_predictions_than_the_locks_are_refused(pulled: Project) -> None:
     shutil.rmtree(pulled.folder / "data/predictions/adapter")
     shutil.copytree(pulled.folder / "data/predictions/base", pulled.folder / "data/predictions/adapter")
-    message = pulled.python("review.recompute", fails=True)
+    message = pulled.python("-m", "review.recompute", fails=True)
     assert "data/predictions/adapter: not what dvc.lock names" in message
 
 
@@ -227,16 +245,16 @@ def steps_of(workflow: str, job: str) -> dict[str, dict[str, Any]]:
     return {step["name"]: step for step in jobs[job]["steps"] if "run" in step}
 
 
-def run_step(clone: Clone, step: dict[str, Any], values: dict[str, str], fails: bool = False) -> str:
+def run_step(clone: Project, step: dict[str, Any], values: dict[str, str], fails: bool = False) -> str:
     """Run a step's command as a runner does; `values` are what its expressions and the runner's variables would be."""
     constants = {name: value for name, value in step.get("env", {}).items() if "${{" not in value}
     expressions = step.get("env", {}).keys() - constants.keys()
     assert not {name for name in expressions - values.keys() if not name.startswith("AWS_")}
     assert "${{" not in step["run"]
-    return clone.run("bash", "-eo", "pipefail", "-c", step["run"], fails=fails, environment=constants | values)
+    return clone.run("bash", "-eo", "pipefail", "-c", step["run"], fails=fails, environment=PATH | constants | values)
 
 
-def run_review(clone: Clone, predictions: str = "required", fails: bool = False) -> str:
+def run_review(clone: Project, predictions: str = "required", fails: bool = False) -> str:
     """The review job's steps behind the installation; the comment that they leave."""
     steps = steps_of("review.yml", "review")
     run_step(clone, steps["Review"], {"GITHUB_BASE_REF": "main", "PREDICTIONS": predictions}, fails)
@@ -254,7 +272,7 @@ METRICS = "The committed metrics follow from the predictions"
 PREDICTIONS = "Predictions are at hand"
 
 
-def test_githubs_commands_review_and_comment_on_a_pull_request(fresh: Clone) -> None:
+def test_githubs_commands_review_and_comment_on_a_pull_request(fresh: Project) -> None:
     found = results(run_review(fresh))
     assert found[LOCK] == found[METRICS] == found[PREDICTIONS] == "yes"
     assert found["Comparison"] == "below"
@@ -275,7 +293,7 @@ def test_githubs_commands_review_and_comment_on_a_pull_request(fresh: Clone) -> 
     assert METRICS in comment["body"]
 
 
-def test_a_forks_results_are_posted_by_the_other_workflow(fresh: Clone) -> None:
+def test_a_forks_results_are_posted_by_the_other_workflow(fresh: Project) -> None:
     # A fork's run has no credentials: here the remote is somewhere that nobody can reach.
     fresh.dvc("remote", "modify", "storage", "url", str(fresh.folder / "nowhere/remote"))
     fresh.commit("A remote out of reach")
@@ -295,7 +313,7 @@ def test_a_forks_results_are_posted_by_the_other_workflow(fresh: Clone) -> None:
         assert len(forge.comments) == 1
 
 
-def test_predictions_that_nobody_pushed_fail_the_review_where_they_are_required(fresh: Clone) -> None:
+def test_predictions_that_nobody_pushed_fail_the_review_where_they_are_required(fresh: Project) -> None:
     (fresh.folder.parent / "empty").mkdir()
     fresh.dvc("remote", "modify", "storage", "url", str(fresh.folder.parent / "empty"))
     comment = run_review(fresh, fails=True)
@@ -306,7 +324,7 @@ def test_predictions_that_nobody_pushed_fail_the_review_where_they_are_required(
 
 
 def test_gitlabs_commands_without_a_remote_check_the_lock_and_say_what_is_missing(
-    fresh: Clone, repository: Clone
+    fresh: Project, repository: Project
 ) -> None:
     fresh.dvc("remote", "remove", "storage")
     jobs = YAML(typ="safe").load((WORKFLOWS.parents[1] / ".gitlab-ci.yml").read_text(encoding="utf-8"))
@@ -318,9 +336,9 @@ def test_gitlabs_commands_without_a_remote_check_the_lock_and_say_what_is_missin
             "CI_MERGE_REQUEST_PROJECT_ID": "7", "CI_MERGE_REQUEST_IID": "12", "CI_COMMIT_SHA": HEAD,
             "PREDICTIONS": "required", "LINK": "https://example.org/pipelines/77",
         }  # fmt: skip
-        fresh.run("bash", "-eo", "pipefail", "-c", f"{of_forks}\n{review}", environment=values)
+        fresh.run("bash", "-eo", "pipefail", "-c", f"{of_forks}\n{review}", environment=PATH | values)
         for _ in range(2):
-            fresh.run("bash", "-eo", "pipefail", "-c", *jobs["comment"]["script"], environment=values)
+            fresh.run("bash", "-eo", "pipefail", "-c", *jobs["comment"]["script"], environment=PATH | values)
         [comment] = forge.comments
     found = results(comment["body"])
     assert found[LOCK] == "yes"
@@ -328,8 +346,8 @@ def test_gitlabs_commands_without_a_remote_check_the_lock_and_say_what_is_missin
     assert found[METRICS] == "not checked"
 
 
-def test_a_pull_request_with_invented_metrics_and_a_stale_lock_fails_and_says_why(fresh: Clone) -> None:
-    fresh.set("finetune.learning_rate", 0.7)
+def test_a_pull_request_with_invented_metrics_and_a_stale_lock_fails_and_says_why(fresh: Project) -> None:
+    fresh.edit_params("finetune.learning_rate", 0.7)
     metrics = json.loads(fresh.read("metrics/metrics.json"))
     metrics["adapter"]["f1_macro"] = 0.99
     fresh.write("metrics/metrics.json", json.dumps(metrics))
@@ -341,7 +359,7 @@ def test_a_pull_request_with_invented_metrics_and_a_stale_lock_fails_and_says_wh
     assert "adapter.f1_macro: committed 0.99, recomputed" in comment
 
 
-def test_a_clone_without_the_base_says_so(fresh: Clone) -> None:
+def test_a_clone_without_the_base_says_so(fresh: Project) -> None:
     arguments = ("--base", "nobody/main", "--output", "review-results")
-    message = fresh.python("review.pull_request", *arguments, fails=True)
+    message = fresh.python("-m", "review.pull_request", *arguments, fails=True)
     assert "--base 'nobody/main': has no commit in common with HEAD" in message
