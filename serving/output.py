@@ -40,6 +40,8 @@ def require_streams(reads_stdin: bool, output: str) -> None:
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
+            # Fetching the base is another process, with the same streams.
+            os.set_inheritable(number, True)
             # As the streams themselves, it is never closed.
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
@@ -60,10 +62,10 @@ def check_output(output: str) -> None:
         raise UserError(f"--output: {output} is a folder. Name a file in it.")
     if path.exists() and not path.is_file():
         raise UserError(f"--output: {output} is neither a file nor a pipe. Name another one.")
-    folders = Path(os.path.realpath(path)).parents
+    path = Path(os.path.realpath(path))
     try:
         # Only trying tells: permissions, a read-only disk, too long a name, a file where a folder has to be.
-        with tempfile.NamedTemporaryFile(dir=next(filter(Path.exists, folders)), prefix=f".{path.name}."):
+        with tempfile.NamedTemporaryFile(dir=next(filter(Path.exists, path.parents)), prefix=f".{path.name}."):
             pass
     except OSError as error:
         raise UserError(f"--output: {output} cannot be written ({error.strerror}). Name another file.") from None
