@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from stages.common.base import BASE_FOLDER, BASE_PIN
+from stages.common.branches import answer_key
 from stages.common.errors import UserError, listing
 from stages.common.prompting.kinds import GENERATION_KINDS
 from stages.common.prompting.prompts import PromptFormat
+from stages.common.schema.base_model import BaseModelSource
 from stages.common.tables import read_json, write_json
 
 ADAPTER = Path("models/adapter")
@@ -84,18 +88,45 @@ def _read_prompt_format(folder: Path) -> PromptFormat:
         raise UserError(f"{folder}: lacks {listing(missing)}. {_remedy(folder)}")
     values = read_json(folder / "prompt.json")
     kind = values.get("kind") if isinstance(values, dict) else None
-    if kind not in RULES:
+    if not isinstance(kind, str) or kind not in RULES:
         raise UserError(
             f"{folder / 'prompt.json'}: is for a task of the kind {kind!r}; known here are {', '.join(RULES)}. Use the "
             f"version of this repository that made the adapter. If the file is damaged: {_remedy(folder)}"
         )
     try:
-        return PromptFormat.from_json(values)
-    except TypeError as error:
-        raise UserError(
-            f"{folder / 'prompt.json'}: is damaged, or of another version of this repository ({error}). "
-            f"{_remedy(folder)}"
-        ) from None
+        # The first refuses keys that are unknown or missing, the second values of other types.
+        PromptFormat.from_json(values)
+        prompt_format = TypeAdapter(PromptFormat).validate_python(values)
+    except (TypeError, ValidationError) as error:
+        problem = str(error) if isinstance(error, TypeError) else _first_problem(error)
+    else:
+        missing = _missing_parts(prompt_format)
+        if not missing:
+            return prompt_format
+        problem = f"without {listing(missing)}"
+    raise UserError(
+        f"{folder / 'prompt.json'}: is damaged, or of another version of this repository ({problem}). {_remedy(folder)}"
+    )
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+def _missing_parts(prompt_format: PromptFormat) -> list[str]:
+    """What `format_prompts` always writes for this kind of task, and is not there."""
+    needed = ["terminator_ids"]
+    if prompt_format.kind not in GENERATION_KINDS:
+        needed.append("labels")
+    if prompt_format.kind != "chat":
+        needed.append("template")
+    answers = prompt_format.labels
+    if prompt_format.kind == "multi_label":
+        answers = [answer_key(label, yes) for label in answers for yes in (True, False)]
+    return [name for name in needed if not getattr(prompt_format, name)] + [
+        f"the tokens of {answer!r}" for answer in answers if not prompt_format.completions.get(answer, {}).get("ids")
+    ]
 
 
 def _remedy(folder: Path) -> str:
@@ -122,8 +153,10 @@ def _read_rule(path: Path, prompt_format: PromptFormat) -> dict[str, Any]:
         raise UserError(
             f"{path}: its rule is {rule['rule']!r}, but this adapter's task is {prompt_format.kind!r}. {other}"
         )
+    if rule["rule"] in ("threshold", "thresholds") and not _has_thresholds(rule):
+        raise UserError(f"{path}: its rule has no numbers for thresholds. `dvc pull {DECISION}` fetches it again.")
     if not _fits(rule, prompt_format.labels):
-        named = [rule["positive_label"]] if "positive_label" in rule else list(rule.get("thresholds", {}))
+        named = [rule["positive_label"]] if rule["rule"] == "threshold" else list(rule["thresholds"])
         raise UserError(
             f"{path}: has thresholds of {listing([repr(label) for label in named])}, but this adapter's labels are "
             f"{listing([repr(label) for label in prompt_format.labels])}. {other}"
@@ -131,11 +164,18 @@ def _read_rule(path: Path, prompt_format: PromptFormat) -> dict[str, Any]:
     return rule
 
 
+def _has_thresholds(rule: dict[str, Any]) -> bool:
+    if rule["rule"] == "threshold":
+        return isinstance(rule.get("positive_label"), str) and isinstance(rule.get("threshold"), int | float)
+    thresholds = rule.get("thresholds")
+    return isinstance(thresholds, dict) and all(isinstance(value, int | float) for value in thresholds.values())
+
+
 def _fits(rule: dict[str, Any], labels: list[str]) -> bool:
     """Whether a rule's thresholds are of these labels; a rule without thresholds always fits."""
     if rule["rule"] == "threshold":
-        return len(labels) == 2 and rule.get("positive_label") in labels and "threshold" in rule
-    return rule["rule"] != "thresholds" or set(rule.get("thresholds", {})) == set(labels)
+        return len(labels) == 2 and rule["positive_label"] in labels
+    return rule["rule"] != "thresholds" or set(rule["thresholds"]) == set(labels)
 
 
 def pin_base(folder: Path) -> str | None:
@@ -148,13 +188,12 @@ def pin_base(folder: Path) -> str | None:
         What was done, for people; None when there was nothing to do.
 
     Raises:
-        UserError: another base is pinned, or the base was a folder on another machine.
+        UserError: another base is pinned, a pin is damaged, or the base was a folder on another machine.
     """
-    base = read_json(folder / "base.json")
-    if not isinstance(base, dict) or not {"source", "files"} <= base.keys():
-        raise UserError(f"{folder / 'base.json'}: pins no base model. {_remedy(folder)}")
+    base = _read_pin(folder / "base.json", _remedy(folder))
     if BASE_PIN.is_file():
-        if read_json(BASE_PIN)["files"] != base["files"]:
+        restore = f"`dvc checkout {BASE_PIN}` restores it; where it is absent the adapter's own is used."
+        if _read_pin(BASE_PIN, restore)["files"] != base["files"]:
             raise UserError(
                 f"{folder}: was trained on another base model than {BASE_PIN} pins. If {BASE_PIN} is out of date, `dvc "
                 f"pull {BASE_PIN}`; otherwise use the adapter in a clone of its own, or move {BASE_PIN} and "
@@ -170,3 +209,19 @@ def pin_base(folder: Path) -> str | None:
         )
     write_json(BASE_PIN, base)
     return f"{BASE_PIN} is absent: written from {folder / 'base.json'}"
+
+
+def _read_pin(path: Path, remedy: str) -> dict[str, Any]:
+    """What `base_model` wrote: the source of a base, and the SHA-256 of its files.
+
+    Raises:
+        UserError: that is not what the file holds; ends in the remedy.
+    """
+    pin = read_json(path)
+    try:
+        TypeAdapter(dict[str, Any]).validate_python(pin)
+        TypeAdapter(BaseModelSource).validate_python(pin.get("source"))
+        TypeAdapter(dict[str, str]).validate_python(pin.get("files"))
+    except ValidationError:
+        raise UserError(f"{path}: pins no base model. {remedy}") from None
+    return dict(pin)

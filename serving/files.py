@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,6 @@ from stages.common.sources.readers import format_of, read_rows
 from stages.common.sources.streams import COMPRESSIONS, DAMAGED, is_damage, open_decompressed
 
 STDIN = "-"
-FORMATS = ("text", "csv", "tsv", "jsonl", "parquet")
 # What the readers say about params.yaml, and what to say here.
 _SAID_HERE = (
     (
@@ -45,7 +44,7 @@ def format_name(file: str, given: str | None) -> str:
 
     Args:
         file: its path, or "-".
-        given: one of FORMATS, or None.
+        given: one of serving.options.FORMATS, or None.
 
     Raises:
         UserError: the file is absent, or its name has no known ending.
@@ -67,8 +66,8 @@ def read_table(file: str, form: str, encoding: str, columns: list[str]) -> Itera
     """The rows of a table as `read_rows` gives them.
 
     Args:
-        file: its path, or "-", which is put aside first: tables are not only read forwards.
-        form: one of FORMATS but text.
+        file: its path, or "-". Stdin and pipes are put aside first: tables are not only read forwards.
+        form: one of serving.options.FORMATS but text.
         encoding: of its text; Parquet has its own.
         columns: those wanted.
 
@@ -88,16 +87,18 @@ def read_table(file: str, form: str, encoding: str, columns: list[str]) -> Itera
 def read_lines(file: str, encoding: str) -> Iterator[tuple[int, str]]:
     """The lines of a file, or of stdin as they come, with their numbers; bytes that are no text become surrogates.
 
+    Lines end in a line feed. A carriage return before it is left to whoever takes white space off; anywhere else it is
+    a character of the text, as in what people copied out of forms: it must not make two rows of one.
+
     Raises:
         UserError: the file is absent or damaged, or its lines cannot be told apart in this encoding.
     """
     name = name_of(file)
-    # A byte order mark is no part of the first text.
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-    with _as_bytes(file) as stream, io.TextIOWrapper(stream, encoding, errors="surrogateescape") as lines:
+    with _as_bytes(file) as stream, io.TextIOWrapper(stream, encoding, "surrogateescape", newline="\n") as lines:
         try:
             for number, line in enumerate(lines, start=1):
-                yield number, line.removesuffix("\n")
+                # A byte order mark is no part of the first text.
+                yield number, line.removesuffix("\n").removeprefix("\ufeff" if number == 1 else "")
         except UnicodeError as error:
             raise UserError(f"{name}: is not {encoding} text ({error}). Give with --encoding the file's own.") from None
         except DAMAGED as error:
@@ -120,11 +121,12 @@ def in_options() -> Iterator[None]:
 
 @contextmanager
 def _on_disk(file: str) -> Iterator[Path]:
-    if file != STDIN:
-        yield _existing(file)
+    if file != STDIN and _existing(file).is_file():
+        yield Path(file)
         return
     with tempfile.NamedTemporaryFile(prefix="predict-") as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool, 1 << 20)
+        with nullcontext(sys.stdin.buffer) if file == STDIN else Path(file).open("rb") as stream:
+            shutil.copyfileobj(stream, spool, 1 << 20)
         spool.flush()
         yield Path(spool.name)
 
@@ -140,10 +142,12 @@ def _as_bytes(file: str) -> Iterator[IO[bytes]]:
 
 def _existing(file: str) -> Path:
     path = Path(file)
-    if path.is_dir():
-        raise UserError(f"--file: {file} is a folder. Give one table or text file.")
     if not path.exists():
         folder = path.parent
         there = sorted(other.name for other in folder.iterdir() if other.is_file()) if folder.is_dir() else []
         raise UserError(f"--file: {file} is not there. {folder} has {listing(there) or 'no file'}. Correct the path.")
+    if path.is_dir():
+        raise UserError(f"--file: {file} is a folder. Give one table or text file.")
+    if not (path.is_file() or path.is_fifo() or path.is_char_device()):
+        raise UserError(f"--file: {file} is neither a file nor a pipe. Give one table or text file.")
     return path

@@ -12,6 +12,7 @@ from stages.common.errors import UserError
 if TYPE_CHECKING:
     from serving.adapter import Adapter
 
+FORMATS = ("text", "csv", "tsv", "jsonl", "parquet")
 EXAMPLES = """
 examples:
   python -m serving.predict --text "what a day" --text "never again"
@@ -53,7 +54,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--format",
-        choices=("text", "csv", "tsv", "jsonl", "parquet"),
+        choices=FORMATS,
         help="of --file (default: its name says it; stdin: text, which is one text a line)",
     )
     parser.add_argument("--encoding", help="of --file (default utf-8)")
@@ -77,6 +78,7 @@ def check_arguments(options: argparse.Namespace) -> None:
     Raises:
         UserError: names the option.
     """
+    _refuse_empty(options)
     of_tables = {"--column": options.column, "--id-column": options.id_column, "--conversations": options.conversations}
     of_files = of_tables | {"--format": options.format, "--encoding": options.encoding}
     for name, value in of_files.items():
@@ -85,16 +87,43 @@ def check_arguments(options: argparse.Namespace) -> None:
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {options.max_new_tokens} is no length of an answer. Give 1 or more.")
     if options.encoding is not None:
-        try:
-            codecs.lookup(options.encoding)
-        except LookupError:
-            raise UserError(
-                f"--encoding: {options.encoding!r} is unknown; utf-8, utf-16, cp1252 and the others in "
-                "https://docs.python.org/3/library/codecs.html#standard-encodings are known."
-            ) from None
-    paths = [Path(name) for name in (options.file, options.output) if name not in (None, "-")]
-    if len(paths) == 2 and all(path.exists() for path in paths) and paths[0].samefile(paths[1]):
+        encoding_name(options.encoding)
+    paths = {"--file": options.file, "--output": options.output}
+    there = [Path(name) for option, name in paths.items() if name not in (None, "-") and _exists(Path(name), option)]
+    if len(there) == 2 and there[0].samefile(there[1]):
         raise UserError(f"--output: {options.output} is the file to be read. Name another one.")
+
+
+def _refuse_empty(options: argparse.Namespace) -> None:
+    # As of a shell's variable that is not set. An empty --text is a row, and what is said of that is said of it.
+    for name in ("file", "column", "id_column", "encoding", "output", "adapter", "decision"):
+        if getattr(options, name) == "":
+            raise UserError(f"--{name.replace('_', '-')}: is empty. Give it a value, or leave it out.")
+
+
+def _exists(path: Path, option: str) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        # Most often a text in place of a name, and too long for one.
+        raise UserError(f"{option}: {str(path)[:80]!r} cannot be looked at ({error.strerror}). Give a path.") from None
+
+
+def encoding_name(given: str) -> str:
+    """The one name of an encoding that has several: "utf-8" for "UTF8".
+
+    Raises:
+        UserError: there is none of that name, or it is none of texts, as hex and zlib are not.
+    """
+    try:
+        # Alone of all that takes a name, this also says whether it stands for an encoding of texts.
+        "".encode(given)
+        return codecs.lookup(given).name
+    except (LookupError, UnicodeError):
+        raise UserError(
+            f"--encoding: {given!r} is unknown, or no encoding of texts; utf-8, utf-16, cp1252 and the others in "
+            "https://docs.python.org/3/library/codecs.html#standard-encodings are known."
+        ) from None
 
 
 def check_kind(options: argparse.Namespace, adapter: Adapter) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from serving.options import answer_limit, arguments, check_arguments, check_kind
+from serving.options import answer_limit, arguments, check_arguments, check_kind, encoding_name
 from stages.common.errors import UserError, run_stage
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def read_input(options: argparse.Namespace, kind: str) -> Iterator[Row]:
 
     if options.text is not None:
         return text_rows(options.text)
-    form, encoding = format_name(options.file, options.format), options.encoding or "utf-8"
+    form, encoding = format_name(options.file, options.format), encoding_name(options.encoding or "utf-8")
     if form == "text":
         for name in ("column", "id_column", "conversations"):
             if getattr(options, name) is not None:
@@ -54,7 +54,8 @@ def read_input(options: argparse.Namespace, kind: str) -> Iterator[Row]:
         return line_rows(options.file, encoding)
     if form == "parquet" and options.encoding is not None:
         raise UserError("--encoding: Parquet files have their own. Leave it out.")
-    columns = Columns(options.column or "text", options.id_column, options.conversations, kind)
+    column = "text" if options.column is None else options.column
+    columns = Columns(column, options.id_column, options.conversations, kind)
     return table_rows(options.file, form, encoding, columns)
 
 
@@ -157,8 +158,10 @@ def main() -> None:
     """Write a line for each row, and say on stderr what became of them."""
     options = arguments(__doc__)
     check_arguments(options)
-    from serving.output import stdout_for_answers
+    from serving.output import check_output, require_streams, stdout_for_answers
 
+    require_streams(options.file == "-", options.output)
+    check_output(options.output)
     try:
         with stdout_for_answers() as stdout:
             tally = run(options, stdout)

@@ -76,7 +76,7 @@ def table_rows(file: str, form: str, encoding: str, columns: Columns) -> Iterato
         UserError: a pattern is wrong, or see `read_table`.
     """
     text = single_column(columns.text, "--column") if columns.turns else _pattern(columns.text, "--column")
-    identifier = _pattern(columns.id, "--id-column") if columns.id else []
+    identifier = _pattern(columns.id, "--id-column") if columns.id is not None else []
     needed = list(dict.fromkeys(column for _, column in [*text, *identifier] if column is not None))
     read_id = text_reader(identifier, needed) if identifier else lambda values: ""
     read_content = _content_reader(columns, text, needed)

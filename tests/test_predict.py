@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -265,6 +266,9 @@ def test_of_equally_likely_labels_the_first_is_answered() -> None:
         ({"rule": "threshold", "positive_label": "good", "threshold": 0.5}, "has thresholds of 'good', but"),
         ({"rule": "thresholds", "thresholds": {"bad": 0.5}}, "its rule is 'thresholds', but this adapter's task is"),
         ({"rule": "text"}, "its rule is 'text', but this adapter's task is 'classification'"),
+        ({"rule": ["argmax"]}, "its rule is ['argmax'], but this adapter's task is 'classification'"),
+        ({"rule": "threshold", "positive_label": "good", "threshold": "0.5"}, "its rule has no numbers for thresholds"),
+        ({"rule": "threshold", "positive_label": ["good"], "threshold": 0.5}, "its rule has no numbers for thresholds"),
         ("argmax", "holds no decision rule of an adapter"),
     ],
 )  # fmt: skip
@@ -301,6 +305,14 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
         ("r.txt.gz", gzip.compress('a "nice" day \npoor, é\n'.encode()), [], ["r.txt.gz:1", "r.txt.gz:2"]),
         ("r.dat", CSV.encode("utf-16"), ["--format", "csv", "--encoding", "utf-16"], ["r.dat:2", "r.dat:3"]),
         ("r.txt", 'a "nice" day\npoor, é\n'.encode("utf-16"), ["--encoding", "utf-16"], ["r.txt:1", "r.txt:2"]),
+        ("r.txt", '\ufeffa "nice" day\npoor, é', ["--encoding", "UTF8"], ["r.txt:1", "r.txt:2"]),
+        (
+            "r.txt",
+            '\ufeffa "nice" day\npoor, é'.encode("utf-16-le"),
+            ["--encoding", "utf-16-le"],
+            ["r.txt:1", "r.txt:2"],
+        ),
+        ("r.csv", f"\ufeff{CSV}", ["--encoding", "UTF8"], ["r.csv:2", "r.csv:3"]),
         ("-", 'a "nice" day\npoor, é\n', [], ["stdin:1", "stdin:2"]),
         ("-", JSON_LINES, ["--format", "jsonl"], ["stdin:1", "stdin:2"]),
         ("-", parquet(ROWS), ["--format", "parquet", "--id-column", "n"], ["x1", "x2"]),
@@ -319,6 +331,30 @@ def test_every_kind_of_input_gives_the_same_answers(
     assert [line["id"] for line in found.lines] == ids
     for line, wanted in zip(found.lines, expected, strict=True):
         assert line | {"id": wanted["id"]} == wanted
+
+
+@pytest.mark.parametrize(
+    ("form", "content"), [("csv", CSV.encode()), ("jsonl", JSON_LINES.encode()), ("parquet", parquet(ROWS)),
+                          ("text", 'a "nice" day\npoor, é\n'.encode())],
+)  # fmt: skip
+def test_a_pipe_is_read_like_a_file(place: Workplace, ask: Ask, form: str, content: bytes) -> None:
+    read, write = os.pipe()
+    os.write(write, content)
+    os.close(write)
+    # What a shell puts in the place of <(command).
+    found = ask(place, "--file", f"/dev/fd/{read}", "--format", form)
+    os.close(read)
+    assert found.code == 0, found.messages
+    expected = ask(place, "--text", 'a "nice" day', "--text", "poor, é").lines
+    assert [line["probabilities"] for line in found.lines] == [line["probabilities"] for line in expected]
+
+
+def test_a_carriage_return_inside_a_line_does_not_end_it(place: Workplace, ask: Ask) -> None:
+    place.write("r.txt", "the fine\rfilm\r\npoor\r\n")
+    found = ask(place, "--file", "r.txt")
+    assert [line["id"] for line in found.lines] == ["r.txt:1", "r.txt:2"]
+    expected = ask(place, "--text", "the fine\rfilm", "--text", "poor").lines
+    assert [line["probabilities"] for line in found.lines] == [line["probabilities"] for line in expected]
 
 
 def test_a_pattern_puts_columns_together_as_ingest_does(place: Workplace, ask: Ask) -> None:
@@ -361,6 +397,45 @@ def test_an_output_file_is_whole_or_as_it_was(place: Workplace, ask: Ask) -> Non
     assert [path.name for path in (place.folder / "out").iterdir()] == ["answers.jsonl"]
     found = ask(place, "--file", "r.csv", "--output", "./r.csv")
     assert "error: --output: ./r.csv is the file to be read" in found.messages
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(place: Workplace, ask: Ask) -> None:
+    # Without an adapter nothing can be answered, and anything later would complain of that.
+    shutil.rmtree(place.folder / "models/adapter")
+    place.write("r.csv", CSV)
+    for output, expected in (
+        ("models", "models is a folder. Name a file in it."),
+        ("r.csv/answers.jsonl", "r.csv/answers.jsonl cannot be written (Not a directory)"),
+        (f"out/{'x' * 250}", "cannot be written (File name too long)"),
+        ("x" * 300, "cannot be looked at (File name too long)"),
+    ):
+        found = ask(place, "--text", TEXT, "--output", output)
+        assert (found.code, found.lines) == (1, [])
+        assert "error: --output: " in found.messages and expected in found.messages
+    assert not (place.folder / "out").exists()
+
+
+def test_an_output_is_written_where_it_leads_to_and_never_put_in_the_place_of_a_pipe(
+    place: Workplace, ask: Ask
+) -> None:
+    expected = ask(place, "--text", TEXT).lines
+    assert ask(place, "--text", TEXT, "--output", "/proc/self/fd/1").lines == expected
+    fifo, link = place.folder / "fifo", place.folder / "link"
+    os.mkfifo(fifo)
+    link.symlink_to("far/answers.jsonl")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    for output in ("fifo", "link"):
+        assert ask(place, "--text", TEXT, "--output", output).code == 0
+    assert fifo.is_fifo() and link.is_symlink()
+    assert json.loads(os.read(reader, 10_000)) == expected[0]
+    os.close(reader)
+    assert json.loads((place.folder / "far/answers.jsonl").read_text(encoding="utf-8")) == expected[0]
+    # A terminal is a device, as /dev/null is; this one may be lost.
+    master, terminal = os.openpty()
+    assert ask(place, "--text", TEXT, "--output", os.ttyname(terminal)).code == 0
+    assert json.loads(os.read(master, 10_000)) == expected[0]
+    os.close(master)
+    os.close(terminal)
 
 
 def test_a_large_input_is_answered_a_batch_at_a_time(
@@ -451,7 +526,18 @@ def test_nothing_is_loaded_where_there_is_nothing_to_answer(place: Workplace, as
         ("r.doc", "nice", [], "r.doc: its name does not say what kind of table it is."),
         ("r.csv", CSV, ["--column", "{text!r}"], "--column: '{text!r}' has something else than a column's name"),
         ("r.parquet", parquet(ROWS), ["--encoding", "utf-8"], "--encoding: Parquet files have their own"),
-        ("r.csv", CSV, ["--encoding", "utf8000"], "--encoding: 'utf8000' is unknown; utf-8, utf-16, cp1252"),
+        ("r.csv", CSV, ["--encoding", "utf8000"], "--encoding: 'utf8000' is unknown, or no encoding of texts; utf-8, "),
+        ("r.csv", CSV, ["--encoding", "hex"], "--encoding: 'hex' is unknown, or no encoding of texts; utf-8, utf-16"),
+        ("r.txt", CSV, ["--encoding", "rot13"], "--encoding: 'rot13' is unknown, or no encoding of texts; utf-8, ut"),
+        ("r.txt", CSV, ["--encoding", ""], "--encoding: is empty. Give it a value, or leave it out."),
+        ("r.csv", CSV, ["--column", ""], "--column: is empty. Give it a value, or leave it out."),
+        ("r.csv", CSV, ["--id-column", ""], "--id-column: is empty. Give it a value, or leave it out."),
+        ("r.csv", CSV, ["--adapter", ""], "--adapter: is empty. Give it a value, or leave it out."),
+        ("r.csv", CSV, ["--decision", ""], "--decision: is empty. Give it a value, or leave it out."),
+        ("r.csv", CSV, ["--output", ""], "--output: is empty. Give it a value, or leave it out."),
+        ("", None, [], "--file: is empty. Give it a value, or leave it out."),
+        ("a text " * 50, None, [], "cannot be looked at (File name too long). Give a path."),
+        ("/dev/null", None, ["--format", "csv"], "null: is empty. Put a table there."),
         ("r.csv", CSV, ["--conversations", "messages"], "--conversations: models/adapter answers with labels (class"),
         ("r.csv", CSV, ["--max-new-tokens", "5"], "--max-new-tokens: models/adapter answers with labels (classif"),
         ("r.csv", CSV, ["--max-new-tokens", "0"], "--max-new-tokens: 0 is no length of an answer"),
@@ -520,6 +606,22 @@ def edit_base(adapter: Path) -> None:
     (adapter / "base.json").write_text(json.dumps(pin))
 
 
+def damage_pin(name: str, **changes: Any) -> Callable[[Path], None]:
+    def damage(adapter: Path) -> None:
+        path = adapter.parent / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+def own_pin(content: str) -> Callable[[Path], Any]:
+    return lambda adapter: (adapter.parent / "base.json").write_text(content)
+
+
+OWN_PIN = "error: models/base.json: pins no base model. `dvc checkout models/base.json` restores it"
+ADAPTERS_PIN = "error: models/adapter/base.json: pins no base model. `dvc pull models/adapter` fetches"
+
+
 @pytest.mark.parametrize(
     ("harm", "expected"),
     [
@@ -534,6 +636,17 @@ def edit_base(adapter: Path) -> None:
         (lambda adapter: (adapter / "base.json").write_text("{}"), "models/adapter/base.json: pins no base model."),
         (edit_prompt(kind="ranking"), "is for a task of the kind 'ranking'; known here are classification, multi_l"),
         (edit_prompt(colour="red"), "is damaged, or of another version of this repository ("),
+        (edit_prompt(kind=["chat"]), "models/adapter/prompt.json: is for a task of the kind ['chat']; known here are"),
+        (edit_prompt(labels=None), "is damaged, or of another version of this repository (labels: Input should be a"),
+        (edit_prompt(labels=[]), "is damaged, or of another version of this repository (without labels). `dvc pull"),
+        (edit_prompt(completions={}), "(without the tokens of 'bad', the tokens of 'so-so', the tokens of 'good')."),
+        (edit_prompt(template=None, terminator_ids=[]), "(without terminator_ids, template). `dvc pull models/adapt"),
+        (own_pin("{}"), OWN_PIN),
+        (own_pin("[]"), OWN_PIN),
+        (damage_pin("base.json", files=None), OWN_PIN),
+        (damage_pin("adapter/base.json", source="hub"), ADAPTERS_PIN),
+        (damage_pin("adapter/base.json", source={"source": "folder"}), ADAPTERS_PIN),
+        (damage_pin("adapter/base.json", files=["config.json"]), ADAPTERS_PIN),
         (
             edit_base,
             "was trained on another base model than models/base.json pins. If models/base.json is out of date, `dvc",
@@ -630,6 +743,30 @@ def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(place: Wo
     assert json.loads(line)["id"] == "r.txt:1"
     assert code == "141", "as if ended by the signal SIGPIPE"
     assert "Traceback" not in result.stderr and "error" not in result.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answers", "message"),
+    [
+        ("--file - <&-", 1, 0, "error: --file: stdin is closed, so there is nothing to read. Pipe texts into it"),
+        ("--text ' ' >&-", 1, 0, "error: --output: stdout is closed, so lines have no place to go. Name a file."),
+        ("--text ' ' --output o >&-", 1, 1, "predict: 1 rows, 0 shortened, 1 without an answer"),
+        ("--text ' ' --output o <&- >&- 2>&-", 1, 1, ""),
+        ("--text ' ' --output /proc/self/fd/1 2>&- | cat > o; (exit ${PIPESTATUS[0]})", 1, 1, ""),
+    ],
+)
+def test_closed_streams_lead_to_a_message_or_are_not_missed(
+    place: Workplace, arguments: str, code: int, answers: int, message: str
+) -> None:
+    shell = ["bash", "-c", f"{sys.executable} -m {COMMAND} {arguments}"]
+    result = subprocess.run(
+        shell, cwd=place.folder, env=place.environment(), capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (code, "")
+    assert message in result.stderr and "Traceback" not in result.stderr
+    output = place.folder / "o"
+    lines = output.read_text(encoding="utf-8").splitlines() if output.exists() else []
+    assert lines == ['{"id": "text:1", "error": "the text is empty"}'] * answers
 
 
 def test_help_and_mistakes_are_answered_before_torch_is_imported(tmp_path: Path) -> None:
