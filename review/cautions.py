@@ -7,8 +7,9 @@ from typing import Any
 
 from dvc.repo import Repo
 
-from review.differences import RowChanges, changed_parameters
+from review.differences import RowChanges, changed_parameters, numbers_of
 from review.revisions import ADAPTER, DECISION, Side, stale_outputs
+from review.trials import configuration
 from stages.common.errors import listing
 
 # How far a number computed here may be from metrics.json's, relative to it: libraries may sum in another order.
@@ -43,7 +44,7 @@ def caution_about_metrics(side: Side, values: dict[str, float], ignored: set[str
         values: computed from its predictions.
         ignored: metrics that were computed in another way.
     """
-    committed = side.metrics["test"].get("adapter", {})
+    committed = numbers_of(side.metrics["test"].get("adapter", {}))
     wrong = [
         f"{name} {committed[name]:.4f} instead of {value:.4f}"
         for name, value in values.items()
@@ -60,16 +61,21 @@ def caution_about_metrics(side: Side, values: dict[str, float], ignored: set[str
 
 
 def caution_about_noise(noise: dict[str, Any], sides: tuple[Side, Side]) -> list[str]:
-    """Whether the spread over seeds was measured with the parameters of either side."""
-    measured = noise["parameters"]["finetune"]
-    for side in sides:
-        wanted = {key: value for key, value in side.params.get("finetune", {}).items() if key != "seed"}
-        if measured == wanted:
-            return []
+    """Whether the spread over seeds was measured with what made the results of either side, by its dvc.lock."""
+    if any(noise["parameters"] == _configuration(side) for side in sides):
+        return []
     return [
-        "metrics/noise.json was measured with other training parameters than either side has: what it calls noise may "
-        "not be theirs. `python -m review.noise` measures it again."
+        "metrics/noise.json was measured with other training parameters, data, prompts, base or code than either side "
+        "has: what it calls noise may not be theirs. `python -m review.noise` measures it again."
     ]
+
+
+def _configuration(side: Side) -> dict[str, Any] | None:
+    """What made a side's results, the seed aside; None where its dvc.lock does not say it."""
+    try:
+        return configuration(side.lock)
+    except (KeyError, TypeError, AttributeError):
+        return None
 
 
 def caution_about_texts(rows: RowChanges) -> list[str]:

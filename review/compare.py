@@ -18,14 +18,15 @@ from threadpoolctl import threadpool_limits
 
 from review.document import page_of
 from review.entries import Entry
+from review.git import merge_base
 from review.rendering import html_page, markdown_page
 from review.result import compare_sides
-from review.revisions import merge_base, open_repository, read_side
+from review.revisions import IncomparableError, NoResultsError, open_repository, read_side
 from review.verdicts import UNKNOWN, WITHHELD, WORSE
 from stages.common.errors import UserError, run_stage
 from stages.common.tables import write_text
 
-REGRESSION = 3
+REGRESSION, INCOMPARABLE = 3, 4
 
 
 def regressions(result: Entry, names: list[str]) -> list[str]:
@@ -70,13 +71,32 @@ def print_page(page: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def checked_output(path: Path) -> Path:
+    """The file that is to be written, behind any links.
+
+    Raises:
+        UserError: it is there and no file: a folder, a device or a pipe, which a whole file would replace.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UserError(
+            f"--output: {path} is no regular file, and would be replaced by one. Name another one; without "
+            "--output the page is printed, and `>` or `|` sends it anywhere."
+        )
+    return target
+
+
 def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m review.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit code: 0; 1 with one message for what cannot be compared; 3 with --fail-on-regression.",
+        epilog=(
+            f"Exit code: 0; 1 with one message for what a user can mend; {REGRESSION} with --fail-on-regression;\n"
+            f"{INCOMPARABLE} with one message where two revisions cannot be compared: they have different tasks or "
+            "labels, or REV_A\nhas no results yet."
+        ),
     )
     parser.add_argument("before", nargs="?", metavar="REV_A", help="default: where HEAD left main")
     parser.add_argument("after", nargs="?", metavar="REV_B", help="default: the working tree")
@@ -92,20 +112,38 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Print or write the comparison."""
-    options = arguments()
+def comparison(options: argparse.Namespace) -> Entry:
+    """The result for both revisions.
+
+    Raises:
+        IncomparableError: they are about different tasks, or the first one has no results yet.
+        UserError: a revision is unknown, or a file of it is not usable.
+    """
     repo = open_repository()
-    before = read_side(repo, options.before or merge_base())
+    try:
+        before = read_side(repo, merge_base() if options.before is None else options.before)
+    except NoResultsError as error:
+        raise IncomparableError(str(error)) from None
     after = read_side(repo, options.after)
     # The products are small: more threads than one wait for each other, twice the processor time on two busy cores.
     with threadpool_limits(1), tempfile.TemporaryDirectory(prefix="compare-") as folder:
-        result = compare_sides(repo, before, after, Path(folder))
+        return compare_sides(repo, before, after, Path(folder))
+
+
+def main() -> None:
+    """Print or write the comparison."""
+    options = arguments()
+    output = None if options.output is None else checked_output(options.output)
+    try:
+        result = comparison(options)
+    except IncomparableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(INCOMPARABLE)
     page = shown(result, options.form)
-    if options.output is None:
+    if output is None:
         print_page(page)
     else:
-        write_text(options.output, page)
+        write_text(output, page)
         print(f"compare: {options.output}: {result['verdict']['text']}")
     worse = regressions(result, options.fail_on_regression)
     if worse:

@@ -70,6 +70,11 @@ def changed_parameters(before: dict[str, Any], after: dict[str, Any]) -> list[di
     ]
 
 
+def numbers_of(block: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a block of metrics.json, without those of labels and slices."""
+    return {name: value for name, value in block.items() if not isinstance(value, dict)}
+
+
 def changed_rows(before: Rows, after: Rows, texts_are_same: bool) -> RowChanges:
     """Compare the rows of a part by id.
 
@@ -113,12 +118,11 @@ def moved_baselines(before: dict[str, Any], after: dict[str, Any]) -> dict[str, 
     """
     moved = {}
     for name in BASELINES:
-        old, new = before.get(name, {}), after.get(name, {})
+        old, new = (numbers_of(blocks.get(name, {})) for blocks in (before, after))
         metrics = {
             metric: [value, new[metric]]
             for metric, value in old.items()
             if metric in new
-            and not isinstance(value, dict)
             and not metric.endswith(("_low", "_high"))
             and abs(new[metric] - value) > BASELINE_TOLERANCE
         }

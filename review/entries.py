@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from review.changes import Change, Comparison, Flips
-from review.differences import RowChanges
+from review.differences import RowChanges, numbers_of
 from review.predictions import Predictions
 from review.verdicts import SAME, UNKNOWN, WITHHELD, direction, noise_of, verdict
 from stages.common.measuring.answers import Texts
@@ -125,11 +125,12 @@ def unpaired_entries(before: Entry, after: Entry, said: str) -> dict[str, Entry]
             left to the equal ones: what differs was measured otherwise.
     """
     entries = {}
-    for name, value in before.items():
-        if name in COUNTS or name.endswith(("_low", "_high")) or isinstance(value, dict) or name not in after:
+    others = numbers_of(after)
+    for name, value in numbers_of(before).items():
+        if name in COUNTS or name.endswith(("_low", "_high")) or name not in others:
             continue
-        certain = said == SAME and value == after[name]
-        change = Change(value, after[name], (0.0, 0.0) if certain else None, 1.0 if certain else None)
+        certain = said == SAME and value == others[name]
+        change = Change(value, others[name], (0.0, 0.0) if certain else None, 1.0 if certain else None)
         here = UNKNOWN if said == SAME and not certain else said
         entries[name] = metric_entry(change, here if direction(name) else None) | {
             "own_intervals": [_interval(side, name) for side in (before, after)]
@@ -172,4 +173,5 @@ def _flipped(
 
 
 def _interval(block: Entry, name: str) -> list[float] | None:
-    return [block[f"{name}_low"], block[f"{name}_high"]] if f"{name}_low" in block else None
+    ends = [f"{name}_low", f"{name}_high"]
+    return [block[end] for end in ends] if block.keys() >= set(ends) else None

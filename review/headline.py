@@ -21,7 +21,7 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def headline(metrics: dict[str, Any], key: str, title: str, rows: dict[str, Any]) -> str:
+def headline(metrics: dict[str, Any], key: str, title: str, rows: dict[str, Any], unlike_answers: int | None) -> str:
     """Verdict, headline metric, and what the other metrics say.
 
     Args:
@@ -29,10 +29,14 @@ def headline(metrics: dict[str, Any], key: str, title: str, rows: dict[str, Any]
         key: the headline metric.
         title: its name in a sentence.
         rows: how the test rows differ, as in the result.
+        unlike_answers: how many answers differ; None where both sides' predictions are identical.
     """
     entry = metrics[key]
     if all(one["verdict"] in (SAME, None) for one in metrics.values()):
-        return f"{OPENINGS[SAME]}: both sides give the same predictions {_where(rows)}."
+        if unlike_answers is None:
+            return f"{OPENINGS[SAME]}: both sides give the same predictions {_where(rows)}."
+        unlike = f"{unlike_answers:,} answers differ" if unlike_answers else "probabilities differ"
+        return f"{OPENINGS[SAME]}: no metric moved {_where(rows)}, but {unlike}."
     details = [f"{entry['difference']:+.4f}", f"95 % interval {entry['low']:+.4f} to {entry['high']:+.4f}"]
     if entry["p"] is not None:
         details.append(f"p {p_value(entry['p'])}")

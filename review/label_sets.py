@@ -8,16 +8,15 @@ import numpy as np
 from scipy import sparse
 
 from review.changes import Change, ClassChange, Comparison, Flips, Resampled
+from review.decisions import ratio
 from review.labels import surest_first
 from review.statistics import (
-    holm,
     mcnemar_exact,
     percentile_interval,
-    permutation_p,
     resample_count,
     resampled_rows,
     sign_flip_p,
-    swaps,
+    swap_p,
 )
 from stages.common.labels import join_labels
 from stages.common.measuring.answers import LabelSets
@@ -85,10 +84,10 @@ def count_values(correct: np.ndarray, answered: np.ndarray, support: np.ndarray)
         support: rows that have it, shape (s, k).
     """
     return {
-        "f1_micro": _ratio(2 * correct.sum(axis=1), support.sum(axis=1) + answered.sum(axis=1)),
-        "f1_macro": _ratio(2 * correct, support + answered).mean(axis=1),
-        "precision_macro": _ratio(correct, answered).mean(axis=1),
-        "recall_macro": _ratio(correct, support).mean(axis=1),
+        "f1_micro": ratio(2 * correct.sum(axis=1), support.sum(axis=1) + answered.sum(axis=1)),
+        "f1_macro": ratio(2 * correct, support + answered).mean(axis=1),
+        "precision_macro": ratio(correct, answered).mean(axis=1),
+        "recall_macro": ratio(correct, support).mean(axis=1),
     }
 
 
@@ -144,15 +143,14 @@ def _permuted(before: LabelSets, after: LabelSets, seed: int) -> tuple[dict[str,
         """Differences of metrics and labels after `swapped` was added to the first side and taken from the second."""
         counts = [_halves(total + sign * swapped) for total, sign in zip(totals, (1, -1), strict=True)]
         values = [count_values(*side, support) for side in counts]
-        f1 = [_ratio(2 * correct, support + answered) for correct, answered in counts]
+        f1 = [ratio(2 * correct, support + answered) for correct, answered in counts]
         metrics = np.stack([values[1][name] - values[0][name] for name in values[0]], axis=1)
         return np.concatenate([metrics, f1[1] - f1[0]], axis=1)
 
-    observed = difference(np.zeros((1, len(totals[0]))))[0]
-    permuted = [difference(drawn @ moved) for drawn in swaps(np.ones(int(differ.sum()), np.int64), seed)]
-    p_values = permutation_p(observed, np.concatenate(permuted)) if permuted else np.ones(len(observed))
+    each_once = np.ones(int(differ.sum()), np.int64)
+    p_values, p_of_labels = swap_p(difference, moved, each_once, seed, before.actual.shape[1])
     names = list(count_values(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((1, 1))))
-    return dict(zip(names, p_values[: len(names)].tolist(), strict=True)), holm(p_values[len(names) :])
+    return dict(zip(names, p_values.tolist(), strict=True)), p_of_labels
 
 
 def _flips(
@@ -184,8 +182,4 @@ def _halves(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _f1(actual: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    return _ratio(2 * (actual & predicted).sum(axis=0), actual.sum(axis=0) + predicted.sum(axis=0))
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.zeros(np.shape(numerator)), where=denominator != 0)
+    return ratio(2 * (actual & predicted).sum(axis=0), actual.sum(axis=0) + predicted.sum(axis=0))

@@ -10,10 +10,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from review.differences import RowChanges, Rows, changed_rows
 from review.objects import UnavailableError
-from review.revisions import ADAPTER, DECISION, Side, file_of
-from stages.common.errors import UserError
+from review.records import is_number
+from review.revisions import ADAPTER, DECISION, IncomparableError, Side, file_of
+from stages.common.errors import UserError, listing
 from stages.common.measuring.answers import Texts
+from stages.common.params import Params
+from stages.common.schema.consistency import contradictions
 from stages.common.schema.describing import describe
+from stages.common.schema.measuring import Evaluate
 from stages.common.schema.task import ClassificationTask, Task
 from stages.common.tables import read_json, read_table
 from stages.evaluate import measures_of
@@ -38,18 +42,46 @@ def same_task(before: Side, after: Side) -> Task:
     """The task that both sides are about.
 
     Raises:
-        UserError: they are about different ones, or a block `task` is not usable.
+        IncomparableError: they are about different ones.
+        UserError: a block `task` is not usable.
     """
+    task: Task = block(after, "task", Task)
     # Early revisions have no `multi_label`: there was nothing else than one label.
-    tasks = [{"multi_label": False} | side.params.get("task", {}) for side in (before, after)]
+    tasks = [{"multi_label": False} | keys_of(side, "task") for side in (before, after)]
     different = [key for key in TASK_KEYS if tasks[0].get(key) != tasks[1].get(key)]
     if different:
         found = "; ".join(f"task.{key} is {tasks[0].get(key)!r}, then {tasks[1].get(key)!r}" for key in different)
-        raise UserError(
+        raise IncomparableError(
             f"{before.name} and {after.name} cannot be compared: they are about different tasks ({found}). Name two "
             "revisions with the same task and labels."
         )
-    return block(after, "task", Task)
+    return task
+
+
+def keys_of(side: Side, name: str) -> dict[str, Any]:
+    """The keys of a block of a side's params.yaml; none where it has no such block.
+
+    Raises:
+        UserError: the block holds no keys.
+    """
+    keys = side.params.get(name, {})
+    if not isinstance(keys, dict):
+        raise UserError(f"{side.name}: in params.yaml the block {name} holds no keys. Restore it with `git checkout`.")
+    return keys
+
+
+def measuring(side: Side, task: Task) -> Evaluate:
+    """The block `evaluate` of a side, which suits its task.
+
+    Raises:
+        UserError: it is missing, not usable, or says something against the task.
+    """
+    evaluate: Evaluate = block(side, "evaluate", Evaluate)
+    blocks: dict[str, Any] = {"task": task, "evaluate": evaluate}
+    problems = contradictions(Params.model_construct(**blocks))
+    if problems:
+        raise UserError(f"{side.name}: params.yaml is not usable:\n  " + "\n  ".join(problems))
+    return evaluate
 
 
 def block(side: Side, name: str, block_type: Any) -> Any:
@@ -83,12 +115,17 @@ def read_predictions(repo: Repo, side: Side, task: Task, folder: Path) -> Predic
     measures, rule = measures_of(task), {"rule": "as predicted"}
     # Every other rule takes the answers as they are.
     if isinstance(task, ClassificationTask) and (task.multi_label or task.positive_label is not None):
-        with file_of(repo, side, DECISION, folder) as path:
-            rule = read_json(path)["adapter"]
+        rule = _read_rule(repo, side, task, folder)
     with file_of(repo, side, f"{ADAPTER}/test.parquet", folder) as path:
-        answers = measures.decide(measures.read(path, task), rule, task)
+        answers = measures.read(path, task)
     if not answers.ids:
         raise UserError(f"{side.name}: {ADAPTER}/test.parquet has no rows to compare.")
+    if rule["rule"] == "threshold" and answers.probabilities is None:
+        raise UserError(
+            f"{side.name}: {DECISION} has a threshold, but {ADAPTER}/test.parquet no probabilities: they are of "
+            "different runs. Run `dvc repro`, or `dvc checkout` for the committed ones."
+        )
+    answers = measures.decide(answers, rule, task)
     if isinstance(answers, Texts):
         # Long texts are held once.
         return Predictions(answers, rule, Rows(answers.ids, answers.actual, None))
@@ -132,6 +169,33 @@ def row_changes(repo: Repo, sides: tuple[Side, Side], rows: tuple[Rows, Rows], p
     except UnavailableError:
         return changed_rows(*rows, texts_are_same=False)
     return changed_rows(found[0], found[1], texts_are_same=False)
+
+
+def _read_rule(repo: Repo, side: Side, task: ClassificationTask, folder: Path) -> dict[str, Any]:
+    """How the adapter's probabilities become labels.
+
+    Raises:
+        UnavailableError: models/decision.json is nowhere to be had.
+        UserError: it is damaged, or its rule is for other labels.
+    """
+    with file_of(repo, side, DECISION, folder) as path:
+        values = read_json(path)
+    rule = values.get("adapter") if isinstance(values, dict) else None
+    if not isinstance(rule, dict) or not _fits(rule, task):
+        raise UserError(
+            f"{side.name}: {DECISION} does not say how the adapter decides between {listing(task.labels)}: it is "
+            "damaged, or of another run. Run `dvc repro evaluate`, or `dvc checkout` for the committed one."
+        )
+    return rule
+
+
+def _fits(rule: dict[str, Any], task: ClassificationTask) -> bool:
+    if task.multi_label:
+        thresholds = rule.get("thresholds")
+        return isinstance(thresholds, dict) and all(is_number(thresholds.get(label)) for label in task.labels)
+    if rule.get("rule") == "threshold":
+        return rule.get("positive_label") in task.labels and is_number(rule.get("threshold"))
+    return rule.get("rule") in ("argmax", "answer")
 
 
 def same_file(sides: tuple[Side, Side], path: str) -> bool | None:

@@ -80,5 +80,6 @@ def resampled_rankings(ranking: Ranking, weights: np.ndarray, recall: float | No
             needed = np.take_along_axis(read, place, axis=1)[:, 0]
             numbers[name] = np.where(positive[:, 0] > 0, (rows - needed) / rows - (1 - wanted), np.nan)
             if name == "wss_at_recall":
-                numbers["precision_at_recall"] = np.take_along_axis(found, place, axis=1)[:, 0] / needed
+                precision_there = np.take_along_axis(found, place, axis=1)[:, 0] / needed
+                numbers["precision_at_recall"] = np.where(positive[:, 0] > 0, precision_there, np.nan)
     return numbers

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dvc.repo import Repo
 
@@ -26,7 +27,8 @@ from review.objects import UnavailableError
 from review.predictions import (
     SPLIT,
     Predictions,
-    block,
+    keys_of,
+    measuring,
     read_predictions,
     read_rows,
     read_texts,
@@ -81,18 +83,17 @@ def compare_sides(repo: Repo, before: Side, after: Side, folder: Path) -> Entry:
         folder: for copies of files.
 
     Raises:
-        UserError: the sides are about different tasks, or a file is not usable.
+        IncomparableError: the sides are about different tasks.
+        UserError: a file is not usable.
     """
     sides, task = (before, after), same_task(before, after)
-    question = Question(
-        repo, sides, task, block(after, "evaluate", Evaluate), after.noise or before.noise or None, folder
-    )
+    question = Question(repo, sides, task, measuring(after, task), after.noise or before.noise or None, folder)
     result: Entry = {
         "before": {"name": before.name, "title": before.title, "commit": before.commit},
         "after": {"name": after.name, "title": after.title, "commit": after.commit},
         "verdict": {},
         "cautions": [*cautions_about(repo, before), *cautions_about(repo, after)],
-        "parameters": changed_parameters(before.params, after.params),
+        "parameters": _plain(changed_parameters(before.params, after.params)),
         "same_split": {part: same_file(sides, SPLIT.format(part)) for part in METRICS},
         "data": {"test": None, "validation": None},
         "metrics": {},
@@ -113,6 +114,11 @@ def compare_sides(repo: Repo, before: Side, after: Side, folder: Path) -> Entry:
     else:
         answers = _with_predictions(question, predictions)
     return result | answers | {"cautions": result["cautions"] + answers["cautions"]}
+
+
+def _plain(values: Any) -> Any:
+    """The same as JSON can hold it: numbers that are not finite become texts."""
+    return json.loads(json.dumps(values), parse_constant=str)
 
 
 def _with_predictions(question: Question, predictions: tuple[Predictions, Predictions]) -> Entry:
@@ -137,18 +143,20 @@ def _with_predictions(question: Question, predictions: tuple[Predictions, Predic
         more.append("perplexity does not compare: the references were cut into other tokens (tokenizer or budget).")
     metrics = metric_entries(comparison, question.noise, withheld) | threshold_entry(predictions)
     key, title = measures_of(question.task).HEADLINE
+    flips = comparison.flips
+    unlike = None if comparison.same else len(flips.fixed) + len(flips.broken) + flips.still_wrong
     return {
         "verdict": {
             "result": metrics[key]["verdict"],
             "metric": key,
-            "text": headline(metrics, key, title, row_entry(rows, False)),
+            "text": headline(metrics, key, title, row_entry(rows, False), unlike),
         },
         "cautions": cautions + more + refused,
         "data": data,
         "metrics": metrics,
         "own_rows": own,
         "per_class": class_entries(comparison),
-        "flipped": flip_entry(comparison.flips, predictions, rows, shown),
+        "flipped": flip_entry(flips, predictions, rows, shown),
         "resamples": comparison.resamples,
     }
 
@@ -203,7 +211,7 @@ def _own_rows(
 
 def _measured_otherwise(side: Side, evaluate: Evaluate) -> set[str]:
     """Metrics that a side's own block `evaluate` defines in another way than the one that is used here."""
-    theirs, ours = side.params.get("evaluate", {}), evaluate.model_dump()
+    theirs, ours = keys_of(side, "evaluate"), evaluate.model_dump()
     found = {"ece"} if theirs.get("calibration_bins") != ours["calibration_bins"] else set()
     if theirs.get("threshold") != ours["threshold"]:
         found |= {"wss_at_recall", "precision_at_recall"}

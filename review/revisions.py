@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import Any, NamedTuple
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import NoSCM, RevError, resolve_rev
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from review.git import git_said, is_shallow
 from review.objects import UnavailableError, output_content
+from review.records import locked, read_metrics, read_noise, read_yaml
 from stages.common.errors import UserError
 
 WORKING_TREE = "the working tree"
@@ -23,8 +21,14 @@ METRICS = {"test": "metrics/metrics.json", "validation": "metrics/validation.jso
 NOISE_FLOOR = "metrics/noise.json"
 ADAPTER = "data/predictions/adapter"
 DECISION = "models/decision.json"
-# Branches that a change is compared with; in a fresh clone of another branch only the second exists.
-MAIN = ("main", "origin/main")
+
+
+class NoResultsError(UserError):
+    """A revision, or the working tree, has no results yet."""
+
+
+class IncomparableError(UserError):
+    """Both sides are as they should be, but cannot be compared with each other."""
 
 
 class Side(NamedTuple):
@@ -34,6 +38,7 @@ class Side(NamedTuple):
         name: as it was asked for.
         commit: 40 hex digits; None for the working tree.
         params: the content of params.yaml.
+        lock: the content of dvc.lock.
         outputs: hash of each output in dvc.lock, by path.
         inputs: hash of each dependency in dvc.lock, by path.
         locked: blocks of params.yaml with which dvc.lock says that the stages ran.
@@ -44,6 +49,7 @@ class Side(NamedTuple):
     name: str
     commit: str | None
     params: dict[str, Any]
+    lock: dict[str, Any]
     outputs: dict[str, str]
     inputs: dict[str, str]
     locked: dict[str, Any]
@@ -74,31 +80,6 @@ def open_repository() -> Repo:
     return repo
 
 
-def merge_base() -> str:
-    """The commit at which the current branch left main.
-
-    Raises:
-        UserError: there is no main, or no commit that both have.
-    """
-    for branch in MAIN:
-        if not _git("rev-parse", "--verify", "--quiet", f"{branch}^{{commit}}"):
-            continue
-        found = _git("merge-base", "HEAD", branch)
-        if found:
-            return found.decode().strip()
-        shallow = _git("rev-parse", "--is-shallow-repository") == b"true\n"
-        way_out = (
-            "This clone is shallow: `git fetch --unshallow` (actions/checkout: fetch-depth: 0) brings the history"
-            if shallow
-            else f"Name the revision to compare with: python -m review.compare {branch}"
-        )
-        raise UserError(f"HEAD and {branch} have no commit in common. {way_out}.")
-    raise UserError(
-        f"there is no branch {' or '.join(MAIN)} to compare with. Name a revision, as in `python -m review.compare "
-        "HEAD~1`, or run `git fetch origin main:main`."
-    )
-
-
 def read_side(repo: Repo, name: str | None) -> Side:
     """What Git knows about a commit, or the files of the working tree say; no object of DVC is read.
 
@@ -107,28 +88,28 @@ def read_side(repo: Repo, name: str | None) -> Side:
         name: a commit, branch, tag or DVC experiment; None for the working tree.
 
     Raises:
-        UserError: there is no such revision, or it has no results, or its files cannot be read.
+        NoResultsError: params.yaml, dvc.lock or the stages in it are missing.
+        UserError: there is no such revision, or its files cannot be read.
     """
     commit = None if name is None else _commit(repo, name)
     name = WORKING_TREE if name is None else name
-    params = _yaml(name, "params.yaml", _content(commit, "params.yaml"))
-    lock = _yaml(name, "dvc.lock", _content(commit, "dvc.lock"))
-    if params is None or lock is None:
-        missing = "params.yaml" if params is None else "dvc.lock"
+    params = read_yaml(name, "params.yaml", _content(commit, "params.yaml"))
+    lock = read_yaml(name, "dvc.lock", _content(commit, "dvc.lock"))
+    if params is None or lock is None or not lock.get("stages"):
+        missing = "params.yaml" if params is None else "dvc.lock" if lock is None else "stage in dvc.lock"
         way_out = "Run `dvc repro` first" if commit is None else "Name a revision whose results were committed"
-        raise UserError(f"{name}: has no {missing}, so there are no results to compare. {way_out}.")
-    stages = list(lock.get("stages", {}).values())
+        raise NoResultsError(f"{name}: has no {missing}, so there are no results to compare. {way_out}.")
+    outputs, inputs, parameters = locked(name, lock)
     return Side(
         name=name,
         commit=commit,
         params=params,
-        outputs={entry["path"]: entry["md5"] for stage in stages for entry in stage.get("outs", []) if "md5" in entry},
-        inputs={entry["path"]: entry["md5"] for stage in stages for entry in stage.get("deps", []) if "md5" in entry},
-        locked={
-            block: value for stage in stages for block, value in stage.get("params", {}).get("params.yaml", {}).items()
-        },
-        metrics={part: _json(name, path, _content(commit, path)) for part, path in METRICS.items()},
-        noise=_noise(name, commit),
+        lock=lock,
+        outputs=outputs,
+        inputs=inputs,
+        locked=parameters,
+        metrics={part: read_metrics(name, path, _content(commit, path)) for part, path in METRICS.items()},
+        noise=read_noise(name, NOISE_FLOOR, _content(commit, NOISE_FLOOR)),
     )
 
 
@@ -175,24 +156,20 @@ def stale_outputs(repo: Repo, paths: list[str]) -> list[str]:
     return stale
 
 
-def _noise(name: str, commit: str | None) -> dict[str, Any]:
-    noise = _json(name, NOISE_FLOOR, _content(commit, NOISE_FLOOR))
-    missing = [key for key in ("seeds", "metrics", "parameters") if key not in noise]
-    if noise and (missing or "finetune" not in noise["parameters"]):
-        raise UserError(
-            f"{name}: {NOISE_FLOOR} lacks {', '.join(missing) or 'parameters.finetune'}. `python -m review.noise` "
-            "writes it again."
-        )
-    return noise
-
-
 def _commit(repo: Repo, name: str) -> str:
+    if not name.strip():
+        raise UserError(
+            f"{name!r}: is no revision. Give a commit, branch, tag or experiment, or leave it out: an unset variable?"
+        )
     try:
         return resolve_rev(repo.scm, name)
     except RevError:
-        shallow = _git("rev-parse", "--is-shallow-repository") == b"true\n"
-        way_out = "`git fetch --unshallow` brings the history" if shallow else "`git fetch` brings others' branches"
-        raise UserError(f"{name}: is no commit, branch, tag or experiment of this clone; {way_out}.") from None
+        command, brings = (
+            ("git fetch --unshallow", "the history") if is_shallow() else ("git fetch", "others' branches")
+        )
+        raise UserError(
+            f"{name}: is no commit, branch, tag or experiment of this clone; `{command}` brings {brings}."
+        ) from None
 
 
 def _content(commit: str | None, path: str) -> bytes | None:
@@ -200,34 +177,4 @@ def _content(commit: str | None, path: str) -> bytes | None:
     if commit is None:
         return Path(path).read_bytes() if Path(path).is_file() else None
     # With ./ it is looked for in this folder, which need not be Git's root.
-    return _git("show", f"{commit}:./{path}")
-
-
-def _git(*arguments: str) -> bytes | None:
-    result = subprocess.run(["git", *arguments], capture_output=True, check=False)
-    return None if result.returncode else result.stdout
-
-
-def _yaml(name: str, path: str, content: bytes | None) -> dict[str, Any] | None:
-    if content is None:
-        return None
-    try:
-        values = YAML(typ="safe", pure=True).load(content.decode("utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: {path} is not valid YAML in UTF-8 (an open merge conflict?): {problem}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{name}: {path} holds no keys. Restore it with `git checkout`.")
-    return values
-
-
-def _json(name: str, path: str, content: bytes | None) -> dict[str, Any]:
-    if content is None:
-        return {}
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{name}: {path} is not valid JSON (an open merge conflict?): {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{name}: {path} holds no blocks. Restore it, or run `dvc repro evaluate`.")
-    return values
+    return git_said("show", f"{commit}:./{path}")

@@ -6,13 +6,16 @@ good, so that it did not matter which of them gave which prediction. Identical p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from scipy import sparse
 from scipy.special import bdtr, stdtrit
 
-# Permutations of a test: the smallest possible p is then 1 / 10,001, which Holm's correction for 500 classes survives.
+# Permutations of a test: the smallest possible p is then 1 / 10,001.
 PERMUTATIONS = 10_000
+# Of k labels the smallest p that Holm's correction leaves is k / (1 + permutations): with 40 k of them 0.025.
+PERMUTATIONS_PER_LABEL = 40
 # Above these many draws there are fewer permutations and resamples: 100,000 rows are to take a few seconds.
 MOST_COINS, MOST_BINOMIALS, LEAST_PERMUTATIONS = 200_000_000, 20_000_000, 2_000
 MOST_DRAWS, LEAST_RESAMPLES = 50_000_000, 500
@@ -51,17 +54,40 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def permutation_p(observed: np.ndarray, permuted: np.ndarray) -> np.ndarray:
+def permutation_p(observed: np.ndarray, permuted: Iterable[np.ndarray]) -> np.ndarray:
     """P-values of differences from what permutations gave (Phipson & Smyth 2010, "Permutation p-values should never
     be zero"): (1 + permutations at least as far from 0) / (1 + permutations).
 
     Args:
         observed: differences of m metrics, shape (m,).
-        permuted: their differences in each permutation, shape (permutations, m).
+        permuted: their differences in permutations, in chunks of shape (s, m); without any, p is 1.
     """
-    as_far = np.abs(permuted) >= np.abs(observed) - TIE
-    p_values: np.ndarray = (1 + as_far.sum(axis=0)) / (1 + len(permuted))
-    return p_values
+    as_far, permutations = np.zeros(len(observed)), 0
+    for chunk in permuted:
+        as_far += (np.abs(chunk) >= np.abs(observed) - TIE).sum(axis=0)
+        permutations += len(chunk)
+    return (1 + as_far) / (1 + permutations)
+
+
+def swap_p(
+    difference: Callable[[np.ndarray], np.ndarray], moved: sparse.csr_array, counts: np.ndarray, seed: int, labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """P-values of metrics that follow from sums over rows, and of labels, these with Holm's correction: see `swaps`.
+
+    Args:
+        difference: of the metrics and then of the labels, shape (s, m + labels), where sums of shape (s, w) were added
+            to the first side's and taken from the second's.
+        moved: what a swapped row of each of c cells adds to them, shape (c, w).
+        counts: rows in each cell, shape (c,).
+        seed: of the draws.
+        labels: their number.
+
+    Returns:
+        Of the metrics, shape (m,), and of the labels.
+    """
+    observed = difference(np.zeros((1, moved.shape[1])))[0]
+    p_values = permutation_p(observed, (difference(drawn @ moved) for drawn in swaps(counts, seed, labels)))
+    return p_values[:-labels], holm(p_values[-labels:])
 
 
 def percentile_interval(differences: np.ndarray) -> tuple[float, float]:
@@ -91,9 +117,16 @@ def resample_count(wanted: int, rows: int) -> int:
     return min(wanted, max(LEAST_RESAMPLES, MOST_DRAWS // max(rows, 1)))
 
 
-def permutation_count(units: int, most_draws: int = MOST_COINS) -> int:
-    """How many permutations are drawn where `units` rows (or cells of equal rows) can be swapped."""
-    return min(PERMUTATIONS, max(LEAST_PERMUTATIONS, most_draws // max(units, 1)))
+def permutation_count(units: int, most_draws: int = MOST_COINS, labels: int = 0) -> int:
+    """How many permutations are drawn where `units` rows (or cells of equal rows) can be swapped.
+
+    Args:
+        units: rows or cells.
+        most_draws: permutations times units from which there are fewer.
+        labels: how many of them are tested, so that the p of one can be significant after Holm's correction.
+    """
+    enough = PERMUTATIONS_PER_LABEL * labels
+    return min(max(PERMUTATIONS, enough), max(LEAST_PERMUTATIONS, enough, most_draws // max(units, 1)))
 
 
 def resampled_rows(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
@@ -121,7 +154,7 @@ def resampled_cells(counts: np.ndarray, samples: int, seed: int) -> Iterator[np.
         yield generator.multinomial(rows, counts / rows, size=size).astype(np.float64)
 
 
-def swaps(counts: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def swaps(counts: np.ndarray, seed: int, labels: int = 0) -> Iterator[np.ndarray]:
     """Permutations of a paired test, in chunks of shape (s, cells): how many rows of each cell are swapped.
 
     Each row's predictions are swapped between the two sides with probability 1/2 (approximate randomisation: Noreen
@@ -132,15 +165,18 @@ def swaps(counts: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     Args:
         counts: rows in each cell, above 0; no cells give no chunk.
         seed: of the draws.
+        labels: how many of them are tested.
     """
     generator = np.random.default_rng(seed)
     if not len(counts):
         return
+    # What follows from a chunk has two numbers of each label.
+    width = max(len(counts), 2 * labels)
     if counts.max() == 1:
-        for size in _chunk_sizes(permutation_count(len(counts)), len(counts)):
+        for size in _chunk_sizes(permutation_count(len(counts), MOST_COINS, labels), width):
             yield _coins(generator, size, len(counts))
         return
-    for size in _chunk_sizes(permutation_count(len(counts), MOST_BINOMIALS), len(counts)):
+    for size in _chunk_sizes(permutation_count(len(counts), MOST_BINOMIALS, labels), width):
         yield generator.binomial(counts, 0.5, size=(size, len(counts))).astype(np.float64)
 
 
@@ -160,8 +196,7 @@ def sign_flip_p(differences: np.ndarray, seed: int) -> np.ndarray:
     moved = moved / np.maximum(np.abs(moved).sum(axis=0), np.finfo(float).tiny)
     generator, observed = np.random.default_rng(seed), moved.sum(axis=0)
     sizes = _chunk_sizes(permutation_count(len(moved)), len(moved))
-    permuted = [observed - 2 * (_coins(generator, size, len(moved)) @ moved) for size in sizes]
-    return permutation_p(observed, np.concatenate(permuted))
+    return permutation_p(observed, (observed - 2 * (_coins(generator, size, len(moved)) @ moved) for size in sizes))
 
 
 def _coins(generator: np.random.Generator, samples: int, units: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from dvc.repo import Repo
 from dvc.scm import NoSCM
 from ruamel.yaml import YAML
 
+from review.git import git
 from stages.common.base import BASE_FOLDER
 from stages.common.errors import UserError, listing
 
@@ -161,11 +162,11 @@ def configuration(lock: dict[str, Any]) -> dict[str, Any]:
 def file_at(commit: str, path: str) -> str:
     """A file's text at a commit."""
     # With ./ it is looked for in this folder, which need not be Git's root.
-    return _git("show", f"{commit}:./{path}")
+    return git("show", f"{commit}:./{path}")
 
 
 def _head() -> str:
-    return _git("rev-parse", "HEAD").strip()
+    return git("rev-parse", "HEAD").strip()
 
 
 def _trial(commit: str) -> Trial:
@@ -228,10 +229,6 @@ def _run_dvc(*arguments: str) -> int:
 
 def _git_changes() -> list[tuple[str, Path]]:
     """What differs from the last commit: Git's two letters, and the path from here."""
-    top = _git("rev-parse", "--show-toplevel").strip()
-    lines = _git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all").split("\0")
+    top = git("rev-parse", "--show-toplevel").strip()
+    lines = git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all").split("\0")
     return [(line[:2], Path(os.path.relpath(Path(top, line[3:])))) for line in lines if line]
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout

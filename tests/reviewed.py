@@ -37,6 +37,7 @@ stages:
     outs: [data/predictions/base, data/predictions/tfidf, data/predictions/majority]
   finetune:
     cmd: 'true'
+    deps: [data/splits/validation.parquet]
     params: [finetune]
     outs: [models/adapter]
   evaluate:

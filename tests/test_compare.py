@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
 from review.rendering import Block, Bullets, Heading, Paragraph, Table, html_page, markdown_page
+from review.trials import configuration
 from tests.evaluated import ROOT, Work
 from tests.reviewed import DVC_YAML, Reviewed, predict, write_questions
 
@@ -77,10 +78,10 @@ def page(project: Reviewed, capfd: Output, *arguments: str) -> str:
     return capfd.readouterr().out
 
 
-def refused(project: Reviewed, capfd: Output, *arguments: str) -> str:
-    """The one message of a run that ends with 1."""
+def refused(project: Reviewed, capfd: Output, *arguments: str, code: int = 1) -> str:
+    """The one message of a run that ends with 1, or with another code."""
     capfd.readouterr()
-    assert project.compare(*arguments) == 1
+    assert project.compare(*arguments) == code
     error = capfd.readouterr().err
     assert error.count("error: ") == 1
     assert "Traceback" not in error
@@ -202,6 +203,26 @@ def test_a_page_goes_into_a_file_whole_or_not_at_all(finished: Reviewed, capfd: 
     assert "page.md: " in refused(finished, capfd, "--output", str(target / "below-a-file"))
 
 
+def test_an_output_that_is_no_file_is_left_alone_and_a_link_is_followed(
+    finished: Reviewed, capfd: Output, tmp_path: Path
+) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "page.md"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    for path in (pipe, tmp_path, Path("/dev/null")):
+        assert f"--output: {path} is no regular file" in refused(finished, capfd, "--output", str(path))
+    assert pipe.is_fifo()
+    assert finished.compare("--output", str(link)) == 0
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8").startswith("# Comparison of ")
+
+
+def test_the_help_names_all_exit_codes(finished: Reviewed, capfd: Output) -> None:
+    assert finished.compare("--help") == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "Exit code: 0; 1 with one message for what a user can mend; 3 with --fail-on-regression; 4 with" in said
+
+
 def test_the_page_of_html_loads_nothing_and_says_the_same(finished: Reviewed, capfd: Output) -> None:
     text = page(finished, capfd, "--html")
     assert text.startswith("<!doctype html>")
@@ -245,6 +266,15 @@ def test_with_two_labels_each_side_is_decided_by_its_own_threshold(tmp_path: Pat
     assert found["cautions"] == []
     assert found["metrics"]["threshold"]["verdict"] is None
     assert found["metrics"]["roc_auc"]["low"] < found["metrics"]["roc_auc"]["difference"]
+    expected = "the working tree: models/decision.json does not say how the adapter decides between no, yes"
+    damaged: Any
+    for damaged in ({}, [], {"adapter": {"rule": "threshold"}}, {"adapter": {"rule": "thresholds", "thresholds": {}}}):
+        (project.folder / "models/decision.json").write_text(json.dumps(damaged))
+        assert expected in refused(project, capfd)
+    rule = {"rule": "threshold", "positive_label": "yes", "threshold": 0.5}
+    (project.folder / "models/decision.json").write_text(json.dumps({"adapter": rule}))
+    work.write_generated("adapter", invalid=9)
+    assert "has a threshold, but data/predictions/adapter/test.parquet no probabilities" in refused(project, capfd)
 
 
 def test_with_several_labels_sets_are_compared(tmp_path: Path, capfd: Output) -> None:
@@ -257,6 +287,9 @@ def test_with_several_labels_sets_are_compared(tmp_path: Path, capfd: Output) ->
     assert found["verdict"]["result"] == "better"
     assert found["flipped"]["rows"]["fixed"][0]["after"].startswith("[")
     assert page(project, capfd).count("| `[") > 5
+    for damaged in ({"adapter": {"rule": "thresholds"}}, {"adapter": {"thresholds": {"bad": 0.5}}}):
+        (project.folder / "models/decision.json").write_text(json.dumps(damaged))
+        assert "does not say how the adapter decides between bad, so-so, good" in refused(project, capfd)
 
 
 @pytest.mark.parametrize("publish", [False, True])
@@ -279,6 +312,15 @@ def test_answers_are_compared_by_their_scores_and_shown_only_where_texts_may_be(
     assert found["per_class"] == {}
     text = page(project, capfd, "HEAD~1")
     assert ("answer after" in text, "about word" in text) == (publish, publish)
+    # No metric looks at letter case.
+    for part in ("validation", "test"):
+        path = project.folder / f"data/predictions/adapter/{part}.parquet"
+        table = pq.read_table(path)
+        shouted = pa.array([text.upper() for text in table["prediction"].to_pylist()])
+        pq.write_table(table.set_column(2, "prediction", shouted), path)
+    project.commit("Louder answers")
+    expected = "No change: no metric moved on the same 40 test rows, but 40 answers differ."
+    assert result(project, capfd, "HEAD~1")["verdict"]["text"] == expected
     # Another token budget: perplexities are of other texts.
     for part in ("validation", "test"):
         path = project.folder / f"data/predictions/adapter/{part}.parquet"
@@ -534,9 +576,9 @@ def test_baselines_that_moved_are_said(project: Reviewed, capfd: Output) -> None
 def test_a_difference_is_compared_with_the_noise_of_seeds(
     project: Reviewed, capfd: Output, deviation: float, place: str
 ) -> None:
-    block = YAML(typ="safe").load(project.folder / "params.yaml")["finetune"]
+    made_with = configuration(YAML(typ="safe").load(project.folder / "dvc.lock"))
     noise = {
-        "parameters": {"finetune": {key: value for key, value in block.items() if key != "seed"}, "inputs": "0" * 64},
+        "parameters": made_with,
         "seeds": [1, 2, 3, 4, 5],
         "metrics": {"adapter.f1_macro": {"mean": 0.8, "standard_deviation": deviation, "lowest": 0.7, "highest": 0.9}},
     }
@@ -550,13 +592,13 @@ def test_a_difference_is_compared_with_the_noise_of_seeds(
     text = page(project, capfd)
     assert f"The difference lies {place} the noise of 5 seeds." in text
     assert "| noise of 5 seeds" in text
-    noise["parameters"] = {"finetune": {"learning_rate": 9}, "inputs": ""}
-    (project.folder / "metrics/noise.json").write_text(json.dumps(noise))
-    assert any("measured with other training parameters" in caution for caution in result(project, capfd)["cautions"])
+    # Other parameters; and another base, split, prompt or task.
+    for other in ({"finetune": {"learning_rate": 9}}, {"inputs": "0" * 64}):
+        (project.folder / "metrics/noise.json").write_text(json.dumps(noise | {"parameters": made_with | other}))
+        [caution] = result(project, capfd)["cautions"]
+        assert "measured with other training parameters, data, prompts, base or code than either side has" in caution
     (project.folder / "metrics/noise.json").write_text("{}")
     assert "seeds" not in page(project, capfd)
-    (project.folder / "metrics/noise.json").write_text('{"seeds": [1]}')
-    assert "metrics/noise.json lacks" in refused(project, capfd)
 
 
 def test_what_comes_from_the_data_is_shown_as_it_is(tmp_path: Path, capfd: Output) -> None:
@@ -618,12 +660,19 @@ def test_a_shallow_clone_without_a_merge_base_is_refused_with_the_way_out(
     assert "`git fetch --unshallow` brings the history" in refused(alone, capfd, "HEAD~1")
 
 
+@pytest.mark.parametrize("arguments", [[""], ["main", ""], [" "]])
+def test_an_empty_revision_is_refused(finished: Reviewed, capfd: Output, arguments: list[str]) -> None:
+    assert "is no revision. Give a commit, branch, tag or experiment" in refused(finished, capfd, *arguments)
+
+
 def test_a_revision_without_results_is_refused(project: Reviewed, capfd: Output) -> None:
     project.git("checkout", "-q", "--orphan", "early")
     project.git("rm", "-q", "--cached", "dvc.lock")
     project.git("commit", "-qm", "Before the first run")
     expected = "early: has no dvc.lock, so there are no results to compare. Name a revision whose results were"
-    assert expected in refused(project, capfd, "early", "main")
+    # What is to be compared with has yet to be made: not the fault of the other side.
+    assert expected in refused(project, capfd, "early", "main", code=4)
+    assert expected in refused(project, capfd, "main", "early")
     (project.folder / "dvc.lock").unlink()
     assert "the working tree: has no dvc.lock, so there are no results to compare. Run `dvc repro`" in refused(
         project, capfd, "main"
@@ -640,14 +689,14 @@ def test_a_task_from_before_several_labels_were_possible_is_one_of_one_label(pro
     assert result(project, capfd, "main")["verdict"]["result"] == "better"
 
 
-def test_another_task_is_refused(project: Reviewed, capfd: Output) -> None:
+def test_another_task_cannot_be_compared(project: Reviewed, capfd: Output) -> None:
     project.edit("task.labels", ["bad", "good", "fine"])
-    message = refused(project, capfd)
+    message = refused(project, capfd, code=4)
     assert (
         "cannot be compared: they are about different tasks (task.labels is ['bad', 'so-so', 'good'], then" in message
     )
     project.edit("task", {"kind": "chat"})
-    assert "task.kind is 'classification', then 'chat'" in refused(project, capfd)
+    assert "task.kind is 'classification', then 'chat'" in refused(project, capfd, code=4)
 
 
 @pytest.mark.parametrize(
@@ -657,6 +706,23 @@ def test_another_task_is_refused(project: Reviewed, capfd: Output) -> None:
         ("params.yaml", "- 1\n", "params.yaml holds no keys"),
         ("metrics/metrics.json", "<<<<<<<", "metrics/metrics.json is not valid JSON (an open merge conflict?)"),
         ("models/decision.json", "{", ""),
+        ("dvc.lock", "schema: '2.0'\nstages:\n", "has no stage in dvc.lock, so there are no results to compare"),
+        ("dvc.lock", "stages: {infer: {outs: [1]}}\n", "dvc.lock is not as DVC writes it"),
+        ("metrics/metrics.json", '{"adapter": {"accuracy": null}}', "metrics/metrics.json has something else than"),
+        ("metrics/metrics.json", '{"base": {"brier": NaN}}', "metrics/metrics.json has something else than finite"),
+        ("metrics/metrics.json", '{"adapter": 1}', "metrics/metrics.json has something else than finite numbers in"),
+        ("metrics/metrics.json", '{"adapter": {"per_class": 1}}', "metrics/metrics.json has something else than"),
+        ("metrics/noise.json", '{"seeds": [1]}', "metrics/noise.json lacks metrics, parameters"),
+        (
+            "metrics/noise.json",
+            '{"seeds": [1, 2], "metrics": [], "parameters": []}',
+            "metrics/noise.json lacks metrics",
+        ),
+        (
+            "metrics/noise.json",
+            '{"seeds": [1, 2], "metrics": {"adapter.f1_macro": 1}, "parameters": {"finetune": {}}}',
+            "metrics/noise.json lacks metrics.adapter.f1_macro.standard_deviation",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -675,6 +741,23 @@ def test_a_block_that_this_code_cannot_use_is_named(project: Reviewed, capfd: Ou
     assert "the working tree: params.yaml is not usable by this version of the code:" in refused(project, capfd)
     project.edit("evaluate", None)
     assert "evaluate" in refused(project, capfd)
+
+
+def test_blocks_that_hold_nothing_or_do_not_suit_the_task_are_named(project: Reviewed, capfd: Output) -> None:
+    block = project.params()["task"]
+    project.edit("task", None)
+    project.git("commit", "-qam", "An empty block")
+    assert "the working tree: params.yaml is not usable" in refused(project, capfd)
+    project.edit("task", block)
+    assert "HEAD: in params.yaml the block task holds no keys" in refused(project, capfd, "HEAD")
+    project.edit("evaluate.calibration_bins", None)
+    assert "evaluate.calibration_bins: is needed with the task" in refused(project, capfd, "main")
+
+
+def test_parameters_that_json_has_no_word_for_are_shown_as_texts(project: Reviewed, capfd: Output) -> None:
+    project.edit("finetune.learning_rate", float("inf"))
+    [changed] = result(project, capfd)["parameters"]
+    assert changed == {"key": "finetune.learning_rate", "before": 0.001, "after": "Infinity"}
 
 
 def test_another_folder_than_the_root_is_refused(finished: Reviewed, capfd: Output, tmp_path: Path) -> None:

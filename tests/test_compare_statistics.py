@@ -14,14 +14,15 @@ from statsmodels.stats.multitest import multipletests
 
 from review import label_sets, labels, texts
 from review.changes import Change
+from review.decisions import Cells, decision_values, joint_cells, permuted_decisions
 from review.differences import take
-from review.labels import Cells, decision_values, joint_cells
 from review.rankings import rank, resampled_rankings
 from review.statistics import (
     holm,
     mcnemar_exact,
     noise_limit,
     percentile_interval,
+    permutation_count,
     permutation_p,
     resample_count,
     resampled_rows,
@@ -123,15 +124,15 @@ def test_the_test_of_macro_f1_gives_the_share_of_all_swaps_that_are_as_far() -> 
         scores = [per_label_scores(confusion_matrix(actual, side, 3)).f1.mean() for side in (one, other)]
         as_far += abs(scores[1] - scores[0]) >= observed - 1e-12
     cells = joint_cells(Answers([], actual, before, None), Answers([], actual, after, None), 3)
-    found = labels._permuted(cells, task_of(THREE), seed=0)[0]["f1_macro"]
+    found = permuted_decisions(cells, task_of(THREE), seed=0)[0]["f1_macro"]
     assert found == pytest.approx(as_far / 2 ** len(differ), abs=0.02)
 
 
 def test_a_p_value_is_never_zero_and_ties_count_against_it() -> None:
     permuted = np.array([[0.3], [-0.5], [0.5 + 1e-15], [0.1]])
     # 2 of 4 are at least as far as 0.5; with the observed one 3 of 5.
-    assert permutation_p(np.array([0.5]), permuted)[0] == pytest.approx(3 / 5)
-    assert permutation_p(np.array([9.0]), permuted)[0] == pytest.approx(1 / 5)
+    assert permutation_p(np.array([0.5]), [permuted[:3], permuted[3:]])[0] == pytest.approx(3 / 5)
+    assert permutation_p(np.array([9.0]), [permuted])[0] == pytest.approx(1 / 5)
 
 
 def test_swaps_of_equal_rows_are_those_of_the_rows_one_by_one() -> None:
@@ -172,6 +173,11 @@ def test_a_resample_without_positive_rows_has_no_ranking() -> None:
     found = resampled_rankings(rank(np.array([True, False]), np.array([0.9, 0.1])), np.array([[0.0, 2.0]]), 0.9)
     assert all(np.isnan(values[0]) for values in found.values())
     assert percentile_interval(np.array([np.nan, 1.0, 1.0])) == (1.0, 1.0)
+
+
+def test_a_resample_without_positive_rows_has_no_precision_either_where_negative_ones_rank_higher() -> None:
+    found = resampled_rankings(rank(np.array([True, False]), np.array([0.1, 0.9])), np.array([[0.0, 2.0]]), 0.9)
+    assert all(np.isnan(values[0]) for values in found.values())
 
 
 @pytest.mark.parametrize("names", [TWO, THREE])
@@ -387,6 +393,47 @@ def test_many_rows_get_fewer_resamples_but_never_too_few() -> None:
         500,
     ]
     assert resample_count(100, 10**6) == 100
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_one_of_many_labels_can_be_significant_where_many_rows_leave_few_permutations(
+    monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    # As with millions of rows that differ.
+    monkeypatch.setattr("review.statistics.MOST_BINOMIALS", 1)
+    monkeypatch.setattr("review.statistics.MOST_COINS", 1)
+    names, actual = [f"label {number}" for number in range(120)], np.repeat(np.arange(120), 3)
+    actual = np.concatenate([actual, np.zeros(60, int)])
+    wrong = np.where(actual == 0, 119, actual)
+    ids = [str(row) for row in range(len(actual))]
+    if several:
+        sets = [np.eye(120)[codes] for codes in (wrong, actual)]
+        sides = [LabelSets(ids, sets[1] > 0, one > 0, one * 0.8 + 0.1) for one in sets]
+        compared = label_sets.compare(sides[0], sides[1], task_of(names, multi_label=True), evaluate_of(100))
+    else:
+        one, other = (Answers(ids, actual, codes, None) for codes in (wrong, actual))
+        compared = labels.compare(one, other, task_of(names), evaluate_of(100))
+    assert compared.per_class["label 0"].p < SIGNIFICANT
+    assert compared.per_class["label 7"].p == 1
+    assert [permutation_count(10**9, labels=number) for number in (0, 50, 77, 500)] == [2_000, 2_000, 3_080, 20_000]
+
+
+def test_all_intervals_of_a_comparison_come_from_the_number_of_resamples_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = []
+
+    def counted(differences: np.ndarray) -> tuple[float, float]:
+        counts.append(len(differences))
+        return percentile_interval(differences)
+
+    monkeypatch.setattr("review.statistics.MOST_DRAWS", 60_000)
+    monkeypatch.setattr("review.labels.percentile_interval", counted)
+    generator = np.random.default_rng(0)
+    actual = generator.integers(0, 3, 100)
+    before, after = (answers(actual, 1, generator) for _ in range(2))
+    compared = labels.compare(before, after, task_of(THREE), evaluate_of(2_000))
+    assert set(counts) == {600} == {compared.resamples}
 
 
 def test_cells_count_every_row() -> None:
