@@ -5,8 +5,9 @@ What `dvc repro --dry --allow-missing` would run is named, with the reasons. Exi
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
@@ -14,14 +15,16 @@ from dvc.output import Output
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import plan_repro
 from dvc.stage import Stage
-from dvc.utils.flatten import flatten
 from dvc_data.hashfile.hash import hash_file
 from dvc_data.hashfile.tree import Tree
 
+from review.differences import changed_parameters
 from stages.common.errors import UserError, run_stage
 
 # More changed keys of params.yaml than these are counted, not named.
 MOST_NAMED = 5
+# Characters of a value that are shown.
+MOST_SHOWN = 80
 
 
 class WouldRun(NamedTuple):
@@ -41,8 +44,7 @@ def stages_that_would_run(repo: Repo) -> list[WouldRun]:
     # Not repro itself: of a changed stage whose inputs are absent it only says that they are.
     for stage in plan_repro(repo.index.graph):
         reasons = reasons_to_run(stage)
-        changed = stage.changed(allow_missing=True, upstream=list(repo.index.graph.successors(stage)))
-        if changed and not reasons and not _only_private_files_are_absent(stage):
+        if not reasons and _changed_for_dvc(stage, list(repo.index.graph.successors(stage))):
             reasons = ["DVC finds it changed; `dvc status` may say more"]
         if reasons:
             found.append(WouldRun(stage.addressing, reasons))
@@ -59,7 +61,7 @@ def reasons_to_run(stage: Stage) -> list[str]:
     reasons = ["its command in dvc.yaml is not the one that ran"] if stage.changed_stage() else []
     for dependency in () if stage.frozen else stage.deps:
         if isinstance(dependency, ParamsDependency):
-            reasons += changed_parameters(dependency)
+            reasons += parameter_reasons(dependency)
         elif not dependency.hash_info:
             reasons.append(f"{dependency} is a new dependency")
         elif not dependency.exists:
@@ -76,18 +78,17 @@ def reasons_to_run(stage: Stage) -> list[str]:
     return reasons
 
 
-def changed_parameters(dependency: ParamsDependency) -> list[str]:
+def parameter_reasons(dependency: ParamsDependency) -> list[str]:
     """Each key of params.yaml that has another value than the lock, with both values."""
     if not dependency.exists:
         return [f"{dependency} is not there"]
-    names = dependency.params
-    now = _flat({name: value for name, value in dependency.read_params().items() if name in names})
-    before = _flat(dependency.hash_info.value or {})
-    texts = [
-        f"{dependency}: {key} is {_shown(now, key)}, in dvc.lock {_shown(before, key)}"
-        for key in dict.fromkeys([*before, *now])
-        if _shown(now, key) != _shown(before, key)
-    ]
+    texts = []
+    for entry in changed_parameters(dependency.hash_info.value or {}, dependency.read_params()):
+        before, now = (repr(entry[side]) if side in entry else "absent" for side in ("before", "after"))
+        # Of two long lists that differ near their end, the end has to be seen.
+        same = next((place for place, signs in enumerate(zip(before, now, strict=False)) if len(set(signs)) > 1), 0)
+        before, now = (_shortened(text, max(0, same - MOST_SHOWN // 2)) for text in (before, now))
+        texts.append(f"{dependency}: {entry['key']} is {now}, in dvc.lock {before}")
     more = len(texts) - MOST_NAMED
     return [*texts[:MOST_NAMED], f"{dependency}: {more:,} more keys"] if more > 0 else texts
 
@@ -132,10 +133,21 @@ def message(found: list[WouldRun], stages: int) -> str:
     )
 
 
-def _only_private_files_are_absent(stage: Stage) -> bool:
-    return any(
-        dependency.exists and dependency.workspace_status() and is_complete_with_absent(stage.repo, dependency)
-        for dependency in stage.deps
+def _changed_for_dvc(stage: Stage, upstream: list[Stage]) -> bool:
+    """Whether DVC would run a stage, were the files behind `.dvc` files there."""
+    if not stage.changed(allow_missing=True, upstream=upstream):
+        return False
+    beside = copy.copy(stage)
+    beside.deps = [
+        dependency for dependency in stage.deps
+        if not dependency.exists or not dependency.workspace_status()
+        or not is_complete_with_absent(stage.repo, dependency)
+    ]  # fmt: skip
+    # The stage's own command and hash are those with all its dependencies.
+    return bool(
+        stage.changed_stage()
+        or beside.changed_deps(allow_missing=True, upstream=upstream)
+        or stage.changed_outs(allow_missing=True)
     )
 
 
@@ -151,15 +163,11 @@ def _absent(dependency: Output) -> list[str]:
     return [f"{dependency} is in dvc.lock not what {made_by[path].stage.addressing} wrote: the lock mixes two runs"]
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return dict(flatten(values))
-
-
-def _shown(values: dict[str, Any], key: str) -> str:
-    if key not in values:
-        return "absent"
-    text = repr(values[key])
-    return text if len(text) <= 80 else text[:77] + "…"
+def _shortened(text: str, start: int) -> str:
+    if len(text) <= MOST_SHOWN:
+        return text
+    piece = text[start : start + MOST_SHOWN]
+    return f"{'…' * (start > 0)}{piece}{'…' * (start + MOST_SHOWN < len(text))}"
 
 
 def main() -> None:

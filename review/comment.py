@@ -22,6 +22,12 @@ MOST_CHARACTERS = 65_536
 MOST_BYTES = 1_000_000
 # Control characters, and those that turn the direction of the text behind them.
 UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Kept free for the note, and for closing what the cut leaves open: a fence and eight of GitHub's <details>.
+ROOM = 300
+LONGEST_FENCE = 100
+# What Markdown and HTML show as an @, whose semicolon HTML does not insist on.
+AT = re.compile("&#0*64(?![0-9]);?|&#x0*40(?![0-9a-f]);?|&commat;|@", flags=re.IGNORECASE)
+FENCE = re.compile(" {0,3}(`{3,}|~{3,})(.*)")
 CUT = "\n\n*The rest does not fit into a comment: it is in the artifact.*\n"
 # GitHub answers a workflow's own token so when it asks who it is.
 ACTIONS_ACCOUNT = "github-actions[bot]"
@@ -40,16 +46,37 @@ def body_of(text: str, link: str | None, foreign: bool) -> str:
         head.append("*Computed by the fork's own code, in a run without secrets: read the change before the numbers.*")
     if link:
         head.append(f"[Plots and the whole comparison]({link})")
-    shown = re.sub(r"@(?=\w)", "@\u200b", UNSHOWABLE.sub("", text))
+    shown = AT.sub("\u200b@\u200b", UNSHOWABLE.sub("", text))
     body = "\n\n".join([*head, shown.strip()]) + "\n"
     if len(body) <= MOST_CHARACTERS:
         return body
-    # Room for the note, and for closing what the cut leaves open.
-    kept = body[: MOST_CHARACTERS - 200].rpartition("\n")[0]
-    fences = re.findall(r"^(`{3,}|~{3,})", kept, flags=re.MULTILINE)
-    kept += f"\n{fences[-1]}" if len(fences) % 2 else ""
-    kept += "\n\n</details>" * max(0, min(8, kept.count("<details") - kept.count("</details>")))
-    return kept + CUT
+    kept = body[: MOST_CHARACTERS - ROOM].rpartition("\n")[0]
+    fence, details = left_open(kept)
+    while len(fence) > LONGEST_FENCE:
+        # Such a line would not fit in once more: nothing of its block is kept.
+        kept = kept[: kept.rindex(fence)].rstrip()
+        fence, details = left_open(kept)
+    kept += f"\n{fence}" if fence else ""
+    return kept + "\n\n</details>" * min(8, details) + CUT
+
+
+def left_open(text: str) -> tuple[str, int]:
+    """The fence that closes the block of code at a text's end, if it ends in one, and how many <details> are open.
+
+    A block ends with a line of nothing but its own sign, at least as often
+    (https://spec.commonmark.org/0.31.2/#fenced-code-blocks).
+    """
+    fence, details = "", 0
+    for line in text.split("\n"):
+        found = FENCE.fullmatch(line)
+        if fence:
+            closes = found and found[1].startswith(fence) and not found[2].strip()
+            fence = "" if closes else fence
+        elif found and not (found[1][0] == "`" and "`" in found[2]):
+            fence = found[1]
+        else:
+            details = max(0, details + line.count("<details") - line.count("</details>"))
+    return fence, details
 
 
 def post(request: Request, body: str) -> str:

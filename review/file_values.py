@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stages.common.errors import UserError
 from stages.common.tables import read_json
 
 # Another processor may add in another order, or have another logarithm: a last digit or two of sixteen. None of those
@@ -28,11 +29,26 @@ class Difference(NamedTuple):
 
 
 def differences(name: Path, committed: Path, recomputed: Path) -> list[Difference]:
-    """Where two files of one kind differ; numbers by more than the tolerance."""
+    """Where two files of one kind differ; numbers by more than the tolerance.
+
+    Raises:
+        UserError: one cannot be read as what its name says.
+    """
     missing = [path for path in (committed, recomputed) if not path.exists()]
     if missing:
         states = ["absent" if path in missing else "there" for path in (committed, recomputed)]
         return [Difference(str(name), *states)]
+    try:
+        return _differences(name, committed, recomputed)
+    except (UnicodeDecodeError, csv.Error) as error:
+        # The one that is committed: evaluate and report have just written the other.
+        raise UserError(
+            f"{committed}: is no text in UTF-8, or no table ({error}). `git checkout` restores what was committed; "
+            "`dvc repro evaluate report` writes it again."
+        ) from None
+
+
+def _differences(name: Path, committed: Path, recomputed: Path) -> list[Difference]:
     read = {".json": _json_values, ".csv": _csv_values}.get(name.suffix)
     if read is None:
         return _changed_lines(name, committed, recomputed)

@@ -7,6 +7,7 @@ import json
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any, NamedTuple
 
@@ -59,14 +60,14 @@ def the_request(number: int, environment: dict[str, str]) -> Request:
         environment: the process's variables.
 
     Raises:
-        UserError: it belongs to neither forge, or there is no token.
+        UserError: it belongs to neither forge, or there is no token, or the API's address is none.
     """
     if environment.get("GITHUB_REPOSITORY"):
         repository, token = environment["GITHUB_REPOSITORY"], _token(environment, "GITHUB_TOKEN")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
             raise UserError(f"GITHUB_REPOSITORY: {repository!r} must be OWNER/NAME")
         return Request(
-            api=environment.get("GITHUB_API_URL") or "https://api.github.com",
+            api=_address("GITHUB_API_URL", environment.get("GITHUB_API_URL") or "https://api.github.com"),
             headers={"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json"},
             description=f"/repos/{repository}/pulls/{number}",
             comments=f"/repos/{repository}/issues/{number}/comments",
@@ -77,7 +78,7 @@ def the_request(number: int, environment: dict[str, str]) -> Request:
     if environment.get("CI_API_V4_URL") and environment.get("CI_PROJECT_ID"):
         path = f"/projects/{environment['CI_PROJECT_ID']}/merge_requests/{number}"
         return Request(
-            api=environment["CI_API_V4_URL"],
+            api=_address("CI_API_V4_URL", environment["CI_API_V4_URL"]),
             headers={"PRIVATE-TOKEN": _token(environment, "REVIEW_TOKEN")},
             description=path,
             comments=f"{path}/notes",
@@ -151,6 +152,17 @@ def refusal(request: Request, error: AnswerError) -> str:
     if error.status // 100 == 3:
         return f"{where}: the server sends elsewhere, as for a renamed repository. Set the new name."
     return f"{where}: the server answered {error.status} ({said}). Nothing was posted; run this job again later."
+
+
+def _address(name: str, value: str) -> str:
+    try:
+        # It refuses a broken host in brackets.
+        valid = urllib.parse.urlsplit(value).hostname and re.fullmatch("https?://[!-~]+", value)
+    except ValueError:
+        valid = None
+    if not valid:
+        raise UserError(f"{name}: {value!r} must be an address as https://HOST/PATH")
+    return value.rstrip("/")
 
 
 def _token(environment: dict[str, str], name: str) -> str:

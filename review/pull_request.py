@@ -23,6 +23,8 @@ from stages.common.measuring.markdown import markdown_table
 from stages.common.tables import write_text
 
 DVC = str(Path(sys.executable).with_name("dvc"))
+# Exit code of review.compare where a comparison would mean nothing: another task, or a base without results.
+INCOMPARABLE = 4
 
 
 class Step(NamedTuple):
@@ -139,6 +141,9 @@ def _compare(base: str, folder: Path, available: bool) -> Step:
     tables = [run([DVC, what, "diff", base[:10], "--md"]) for what in ("params", "metrics")]
     shown = "\n\n".join(fenced(table) for status, table in tables if not status and table.strip())
     shown = f"### Parameters and metrics, without intervals\n\n{shown or 'No difference.'}"
+    if status == INCOMPARABLE:
+        # No fault of the change: otherwise none that adds a label could ever pass.
+        return Step(title, "not comparable; the plain numbers are below", False, said, shown)
     return Step(title, "not possible; the plain numbers are below", available, said, shown)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -81,6 +82,34 @@ def test_a_text_that_is_too_long_is_cut_to_the_limit_with_nothing_left_open(forg
     assert body.endswith(f"line of a table\n~~~\n\n</details>{CUT}")
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        # Another sign, fewer of it, or words behind it do not end a block.
+        ("~~~text\n```\n", "\n~~~"),
+        ("````\n```\n", "\n````"),
+        ("~~~\n~~~ text\n", "\n~~~"),
+        ("  ~~~\n", "\n~~~"),
+        # More of it does, and where none is open there is none to close.
+        ("```\n`````  \n", ""),
+        ("``` with a ` in it\n", ""),
+        ("~~~\n</details>\n~~~\n<details>\n\n", "\n\n</details>"),
+        ("~~~\n<details>\n~~~\n", ""),
+        ("</details>\n\n<details>\n\n", "\n\n</details>"),
+    ],
+)
+def test_a_cut_closes_the_block_that_is_open_and_no_other(opening: str, closing: str) -> None:
+    body = body_of(opening + "line of a table\n" * 10_000, None, foreign=False)
+    assert body.endswith(f"line of a table{closing}{CUT}")
+    assert len(body) <= MOST_CHARACTERS
+
+
+def test_of_a_block_whose_fence_is_too_long_to_be_closed_nothing_is_kept() -> None:
+    fence = "~" * 40_000
+    body = body_of(f"before\n{fence}text\nas {fence[:200]}\n" + "line\n" * 10_000, None, foreign=False)
+    assert body == f"{MARKER}\n\nbefore{CUT}"
+
+
 def test_a_text_of_one_endless_line_keeps_within_the_limit() -> None:
     body = body_of("x" * 100_000, None, foreign=False)
     assert len(body) <= MOST_CHARACTERS
@@ -99,6 +128,23 @@ def test_names_in_the_data_notify_nobody_and_control_characters_are_dropped() ->
     assert "@\u200beveryone" in body
     assert "@\u200bb" in body
     assert not set("\x00\x1b\u202e") & set(body)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "@octocat", "&#64;octocat", "&#0064;octocat", "&#64octocat", "&#x40;octocat", "&#X0040;octocat",
+        "&#x40octocat", "&commat;octocat", "@&#111;ctocat", "&#64;&#111;ctocat", "&#6\x004;octocat",
+    ],
+)  # fmt: skip
+def test_a_name_behind_an_at_that_is_written_otherwise_notifies_nobody_either(name: str) -> None:
+    shown = html.unescape(body_of(f"by {name}", None, foreign=False))
+    assert shown.endswith("by \u200b@\u200boctocat\n")
+
+
+@pytest.mark.parametrize("text", ["&#640;", "&#x400;", "&amp;#64;octocat", "&#65;", "&lt;"])
+def test_other_entities_stay(text: str) -> None:
+    assert body_of(text, None, foreign=False) == f"{MARKER}\n\n{text}\n"
 
 
 def test_a_forks_text_is_posted_where_its_commit_is_the_newest_and_says_whose_it_is(forge: Forge, text: Path) -> None:
@@ -181,6 +227,15 @@ def test_a_server_that_cannot_be_reached_gets_one_message(text: Path) -> None:
     with serve() as forge:
         environment = variables(forge)
     assert "cannot be reached" in comment(text, environment, fails=True)
+
+
+@pytest.mark.parametrize("address", ["api.github.com", "//api.github.com", "ftp://host", "https://", "http://[::1"])
+@pytest.mark.parametrize("name", ["GITHUB_API_URL", "CI_API_V4_URL"])
+def test_an_address_that_is_none_is_named_with_its_variable(text: Path, name: str, address: str) -> None:
+    with serve() as forge:
+        environment = variables(forge, ACTIONS_TOKEN if name == "GITHUB_API_URL" else GITLAB_TOKEN)
+    message = comment(text, environment | {name: address}, fails=True)
+    assert message == f"error: {name}: {address!r} must be an address as https://HOST/PATH\n"
 
 
 def test_a_next_page_on_another_server_never_sees_the_token(forge: Forge, text: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from review import compare, pull_request
 from review.file_values import differences
+from stages.common.errors import UserError
 from tests.forge_server import ACTIONS_TOKEN, GITLAB_TOKEN, HEAD, serve, variables
 from tests.project import Project
 
@@ -76,6 +78,10 @@ EDITS: dict[str, tuple[Any, set[str], str]] = {
     "a parameter": (
         lambda clone: clone.edit_params("finetune.learning_rate", 0.5), {"finetune"},
         "params.yaml: finetune.learning_rate is 0.5, in dvc.lock 0.001 (finetune)",
+    ),
+    "an empty block": (
+        lambda clone: clone.edit_params("split.more", {}), {"split"},
+        "params.yaml: split.more is {}, in dvc.lock absent (split)",
     ),
     "a comment": (
         lambda clone: clone.edit_file("stages/split.py", "import math\n", "import math  # why\n"), {"code", "split"},
@@ -150,16 +156,53 @@ def test_a_lock_that_is_absent_or_broken_is_named(fresh: Project) -> None:
     assert "dvc.lock could not be checked: " in fresh.python("-m", "review.check", fails=True)
 
 
-def test_private_tables_behind_a_dvc_file_need_not_be_pulled(pulled: Project, tmp_path: Path) -> None:
-    pulled.git("rm", "-q", "--cached", "data/raw/reviews.csv")
-    pulled.dvc("add", "-q", "data/raw/reviews.csv")
-    pulled.dvc("repro", "-q", "ingest")
-    pulled.commit("Keep the table out of Git")
-    clone = pulled.clone(tmp_path / "other/clone", "change")
-    assert not (clone.folder / "data/raw/reviews.csv").exists()
-    assert "none of 11 stages would run" in clone.python("-m", "review.check")
-    clone.edit_file("data/raw/reviews.csv.dvc", "md5: ", "md5: 0")
-    assert would_run(clone.python("-m", "review.check", fails=True)) == {"ingest"}
+@pytest.fixture(scope="module")
+def private(pulled_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone that lacks one of five tables, which is behind a `.dvc` file."""
+    folder = tmp_path_factory.mktemp("private")
+    project = Project(Path(shutil.copytree(pulled_once, folder / "project", symlinks=True)))
+    # The others add no row, so that no other stage gets other inputs.
+    others = [f"data/raw/reviews-{number}.csv" for number in range(1, 5)]
+    for name in others:
+        project.write(name, project.read("data/raw/reviews.csv").splitlines()[0] + "\n")
+    project.edit_params("ingest.source.paths", ["data/raw/reviews.csv", *others])
+    project.git("rm", "-q", "--cached", "data/raw/reviews.csv")
+    project.dvc("add", "-q", "data/raw/reviews.csv")
+    project.dvc("repro", "-q", "ingest", "report")
+    project.commit("Keep a table out of Git")
+    return project.clone(folder / "other/clone", "change").folder
+
+
+@pytest.fixture
+def lacking(private: Path, tmp_path: Path) -> Project:
+    """The same; to be changed."""
+    return Project(Path(shutil.copytree(private, tmp_path / "clone")))
+
+
+def test_private_tables_behind_a_dvc_file_need_not_be_pulled(lacking: Project) -> None:
+    assert not (lacking.folder / "data/raw/reviews.csv").exists()
+    assert "none of 11 stages would run" in lacking.python("-m", "review.check")
+    lacking.edit_file("data/raw/reviews.csv.dvc", "md5: ", "md5: 0")
+    assert would_run(lacking.python("-m", "review.check", fails=True)) == {"ingest"}
+
+
+def test_a_change_near_the_end_of_a_long_list_is_named_though_a_private_table_is_absent(lacking: Project) -> None:
+    lacking.edit_file("params.yaml", "data/raw/reviews-4.csv", "data/raw/renamed.csv")
+    message = lacking.python("-m", "review.check", fails=True)
+    assert would_run(message) == {"ingest"}
+    [now, before] = re.findall(r"ingest.source.paths is (.*), in dvc.lock (.*) \(ingest\)", message)[0]
+    assert now.startswith("…")
+    assert now.endswith("'data/raw/renamed.csv']")
+    assert before.endswith("'data/raw/reviews-4.csv']")
+
+
+def test_a_stage_that_always_runs_is_named_though_a_private_table_is_absent(lacking: Project) -> None:
+    lacking.edit_file(
+        "dvc.yaml", "cmd: python -m stages.ingest", "always_changed: true\n    cmd: python -m stages.ingest"
+    )
+    message = lacking.python("-m", "review.check", fails=True)
+    assert would_run(message) == {"ingest"}
+    assert "DVC finds it changed" in message
 
 
 # review.recompute
@@ -213,6 +256,23 @@ def test_counts_and_texts_are_compared_exactly_and_other_numbers_but_for_their_l
     (tmp_path / f"after.{name}").write_text(recomputed, encoding="utf-8")
     found = differences(Path(name), tmp_path / f"before.{name}", tmp_path / f"after.{name}")
     assert [one.place for one in found] == places
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.md"])
+@pytest.mark.parametrize("committed", [b'{"label": "caf\xe9"}', b"\xff\xfe{\x00}\x00"])
+def test_a_committed_file_that_is_not_in_utf8_gets_one_message(tmp_path: Path, name: str, committed: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(committed)
+    (tmp_path / f"after.{name}").write_text('{"label": "café"}', encoding="utf-8")
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: is "):
+        differences(Path(name), path, tmp_path / f"after.{name}")
+
+
+def test_a_committed_table_with_an_endless_cell_gets_one_message(tmp_path: Path) -> None:
+    for name in ("a.csv", "after.a.csv"):
+        (tmp_path / name).write_text(f"id\n{'x' * 200_000}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"field larger than field limit"):
+        differences(Path("a.csv"), tmp_path / "a.csv", tmp_path / "after.a.csv")
 
 
 def test_a_report_that_was_edited_is_named(pulled: Project) -> None:
@@ -357,6 +417,50 @@ def test_a_pull_request_with_invented_metrics_and_a_stale_lock_fails_and_says_wh
     assert found[LOCK] == found[METRICS] == "**no**"
     assert "finetune.learning_rate is 0.7, in dvc.lock 0.001" in comment
     assert "adapter.f1_macro: committed 0.99, recomputed" in comment
+
+
+COMPARE = ["-m", "review.compare"]
+
+
+@pytest.mark.parametrize(("status", "failed"), [(4, False), (1, True), (2, True), (-9, True)])
+def test_only_a_comparison_that_would_mean_nothing_may_be_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, failed: bool
+) -> None:
+    def run(command: list[str]) -> tuple[int, str]:
+        return (status, "error: other labels\n") if command[1:3] == COMPARE else (0, f"table of {command[1]}\n")
+
+    monkeypatch.setattr(pull_request, "run", run)
+    step = pull_request._compare("a" * 40, tmp_path, available=True)
+    assert step.failed == failed
+    assert step.said == "error: other labels\n"
+    assert "table of params" in step.markdown
+    assert "table of metrics" in step.markdown
+    shown = results(pull_request.comment("a" * 40, [step]))["Comparison"]
+    assert shown.startswith("**not possible" if failed else "not comparable")
+
+
+needs_incomparable = pytest.mark.skipif(
+    not hasattr(compare, "INCOMPARABLE"), reason="review.compare does not tell what cannot be compared yet"
+)
+
+
+@needs_incomparable
+def test_a_pull_request_that_adds_a_label_can_pass(fresh: Project) -> None:
+    fresh.edit_params("task.labels", ["bad", "so-so", "good", "superb"])
+    fresh.commit("Add a label")
+    # Its lock is stale here: training takes too long. The comparison has nothing against it.
+    comment = run_review(fresh, fails=True)
+    assert results(comment)["Comparison"] == "not comparable; the plain numbers are below"
+    assert "superb" in comment
+
+
+@needs_incomparable
+def test_a_base_that_has_no_results_yet_is_no_failure(fresh: Project) -> None:
+    [first] = fresh.git("rev-list", "--max-parents=0", "HEAD").split()
+    fresh.python("-m", "review.pull_request", "--base", first, "--output", "review-results")
+    found = results(fresh.read("review-results/comment.md"))
+    assert found[LOCK] == found[METRICS] == "yes"
+    assert found["Comparison"] == "not comparable; the plain numbers are below"
 
 
 def test_a_clone_without_the_base_says_so(fresh: Project) -> None:
