@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from review import compare, pull_request
+from review import pull_request
 from review.file_values import differences
 from stages.common.errors import UserError
 from tests.forge_server import ACTIONS_TOKEN, GITLAB_TOKEN, HEAD, serve, variables
@@ -439,12 +439,6 @@ def test_only_a_comparison_that_would_mean_nothing_may_be_missing(
     assert shown.startswith("**not possible" if failed else "not comparable")
 
 
-needs_incomparable = pytest.mark.skipif(
-    not hasattr(compare, "INCOMPARABLE"), reason="review.compare does not tell what cannot be compared yet"
-)
-
-
-@needs_incomparable
 def test_a_pull_request_that_adds_a_label_can_pass(fresh: Project) -> None:
     fresh.edit_params("task.labels", ["bad", "so-so", "good", "superb"])
     fresh.commit("Add a label")
@@ -454,7 +448,6 @@ def test_a_pull_request_that_adds_a_label_can_pass(fresh: Project) -> None:
     assert "superb" in comment
 
 
-@needs_incomparable
 def test_a_base_that_has_no_results_yet_is_no_failure(fresh: Project) -> None:
     [first] = fresh.git("rev-list", "--max-parents=0", "HEAD").split()
     fresh.python("-m", "review.pull_request", "--base", first, "--output", "review-results")
