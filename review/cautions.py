@@ -26,6 +26,11 @@ def cautions_about(repo: Repo, side: Side) -> list[str]:
             f"{side.name}: params.yaml is not what its results were made with ({listing(keys)}): the parameters shown "
             "below are newer than the numbers. `dvc repro` makes them belong together."
         )
+    if side.foreign:
+        found.append(
+            f"{side.name}: {listing(side.foreign)} is not what dvc.lock names: edited, or from an unfinished run. "
+            "`dvc repro` makes it again."
+        )
     if side.commit is None:
         stale = stale_outputs(repo, [ADAPTER, DECISION])
         if stale:

@@ -145,6 +145,8 @@ def main() -> None:
     else:
         write_text(output, page)
         print(f"compare: {options.output}: {result['verdict']['text']}")
+        for caution in result["cautions"]:
+            print(f"caution: {caution}", file=sys.stderr)
     worse = regressions(result, options.fail_on_regression)
     if worse:
         print(f"compare: significantly worse: {', '.join(worse)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ class Side(NamedTuple):
         inputs: hash of each dependency in dvc.lock, by path.
         locked: blocks of params.yaml with which dvc.lock says that the stages ran.
         metrics: blocks of the metrics files, by part; empty where there is no file.
+        foreign: metrics files that are not those of dvc.lock, or absent.
         noise: the content of metrics/noise.json; empty where there is none.
     """
 
@@ -54,6 +56,7 @@ class Side(NamedTuple):
     inputs: dict[str, str]
     locked: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
+    foreign: list[str]
     noise: dict[str, Any]
 
     @property
@@ -100,6 +103,7 @@ def read_side(repo: Repo, name: str | None) -> Side:
         way_out = "Run `dvc repro` first" if commit is None else "Name a revision whose results were committed"
         raise NoResultsError(f"{name}: has no {missing}, so there are no results to compare. {way_out}.")
     outputs, inputs, parameters = locked(name, lock)
+    files = {path: _content(commit, path) for path in METRICS.values()}
     return Side(
         name=name,
         commit=commit,
@@ -108,7 +112,8 @@ def read_side(repo: Repo, name: str | None) -> Side:
         outputs=outputs,
         inputs=inputs,
         locked=parameters,
-        metrics={part: read_metrics(name, path, _content(commit, path)) for part, path in METRICS.items()},
+        metrics={part: read_metrics(name, path, files[path]) for part, path in METRICS.items()},
+        foreign=[path for path, content in files.items() if path in outputs and _md5(content) != outputs[path]],
         noise=read_noise(name, NOISE_FLOOR, _content(commit, NOISE_FLOOR)),
     )
 
@@ -170,6 +175,10 @@ def _commit(repo: Repo, name: str) -> str:
         raise UserError(
             f"{name}: is no commit, branch, tag or experiment of this clone; `{command}` brings {brings}."
         ) from None
+
+
+def _md5(content: bytes | None) -> str | None:
+    return None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _content(commit: str | None, path: str) -> bytes | None:

@@ -556,10 +556,23 @@ def test_predictions_that_dvc_lock_does_not_name_are_warned_of(project: Reviewed
     assert "- Caution: the working tree: data/predictions/adapter is not what" in page(project, capfd)
 
 
-def test_parameters_that_were_edited_and_not_run_are_warned_of(project: Reviewed, capfd: Output) -> None:
+def test_parameters_that_were_edited_and_not_run_are_warned_of(
+    project: Reviewed, tmp_path: Path, capfd: Output
+) -> None:
     project.edit("finetune.learning_rate", 0.5)
     [caution] = result(project, capfd)["cautions"]
     assert "params.yaml is not what its results were made with (finetune.learning_rate)" in caution
+    assert project.compare("--output", str(tmp_path / "page.md")) == 0
+    assert capfd.readouterr().err == f"caution: {caution}\n"
+
+
+def test_metrics_that_were_edited_or_removed_are_warned_of(project: Reviewed, capfd: Output) -> None:
+    path = project.folder / "metrics/metrics.json"
+    path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    warning = "the working tree: metrics/metrics.json is not what dvc.lock names"
+    assert [caution for caution in result(project, capfd)["cautions"] if caution.startswith(warning)]
+    path.unlink()
+    assert [caution for caution in result(project, capfd)["cautions"] if caution.startswith(warning)]
 
 
 def test_baselines_that_moved_are_said(project: Reviewed, capfd: Output) -> None:
