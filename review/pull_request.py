@@ -88,7 +88,11 @@ def merge_base(base: str) -> str:
         branch = base.removeprefix("origin/")
         into = branch if branch == base else f"refs/remotes/{base}"
         tried = " or ".join(names if branch == base else [base])
-        raise UserError(f"--base {base!r}: there is no branch {tried} here: `git fetch origin {branch}:{into}`.")
+        # A commit that lies before the beginning of this clone is no branch either.
+        deeper = " This clone is shallow: `git fetch --unshallow` brings older commits." if is_shallow() else ""
+        raise UserError(
+            f"--base {base!r}: there is no branch {tried} here: `git fetch origin {branch}:{into}`.{deeper}"
+        )
     found = git_said("merge-base", name, "HEAD")
     if found:
         return found.decode().strip()

@@ -523,5 +523,6 @@ def test_only_a_shallow_clone_is_told_to_fetch_the_history(
     url = f"file://{fresh.folder}"
     fresh.git("clone", "-q", "--depth", "1", "--branch", "change", "--no-single-branch", url, str(tmp_path / "shallow"))
     monkeypatch.chdir(tmp_path / "shallow")
-    with pytest.raises(UserError, match="git fetch --unshallow"):
-        pull_request.merge_base("origin/other")
+    for base in ("origin/other", "HEAD~1"):
+        with pytest.raises(UserError, match="git fetch --unshallow"):
+            pull_request.merge_base(base)
