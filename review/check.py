@@ -5,6 +5,7 @@ What `dvc repro --dry --allow-missing` would run is named, with the reasons. Exi
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 from typing import NamedTuple
@@ -37,8 +38,8 @@ class WouldRun(NamedTuple):
 def stages_that_would_run(repo: Repo) -> list[WouldRun]:
     """What `dvc repro --dry --allow-missing` would run, in its order; and stages that lack a file of Git's.
 
-    Outputs that are absent count as unchanged. A folder of which only files behind `.dvc` files are absent does
-    too, where their hashes make it the folder that the lock names; for DVC itself it would have changed.
+    Outputs that are absent count as unchanged. A folder that lacks only files behind `.dvc` files, or files that were
+    not pulled, does too, where what is there belongs to the folder that the lock names; for DVC itself it has changed.
     """
     found = []
     # Not repro itself: of a changed stage whose inputs are absent it only says that they are.
@@ -66,14 +67,14 @@ def reasons_to_run(stage: Stage) -> list[str]:
             reasons.append(f"{dependency} is a new dependency")
         elif not dependency.exists:
             reasons += _absent(dependency)
-        elif dependency.workspace_status() and not is_complete_with_absent(stage.repo, dependency):
+        elif _has_changed(dependency):
             reasons.append(f"{dependency} is not what it ran with")
     for output in stage.outs:
         if not output.hash_info:
             reasons.append(f"{output} is a new output")
         elif not output.exists and not output.use_cache:
             reasons.append(f"{output} is not there; Git has to have it")
-        elif output.exists and output.workspace_status():
+        elif output.exists and _has_changed(output):
             reasons.append(f"{output} is not what it wrote")
     return reasons
 
@@ -117,6 +118,31 @@ def is_complete_with_absent(repo: Repo, dependency: Output) -> bool:
     return bool(tree.hash_info == dependency.hash_info)
 
 
+def is_pulled_in_part(output: Output) -> bool:
+    """Whether a folder in DVC's care only lacks some of the lock's files, as `dvc pull FOLDER/FILE` leaves it.
+
+    The lock has one hash for the folder. The list of its files comes from the cache, into which such a pull puts it.
+
+    Args:
+        output: one that exists, or a dependency.
+    """
+    folder = Path(output.fs_path)
+    # Of a folder in Git's care all has to be there.
+    in_cache = any(out.use_cache and Path(out.fs_path) == folder for out in output.repo.index.outs)
+    listed = output.get_obj() if in_cache and folder.is_dir() and output.is_dir_checksum else None
+    if not isinstance(listed, Tree):
+        return False
+    listed.digest()
+    if listed.hash_info != output.hash_info:
+        return False
+    hashes = {key: hash_info for key, _, hash_info in listed}
+    fs, state = output.repo.fs, output.repo.state
+    return all(
+        hash_file(name, fs, output.hash_name, state=state)[1] == hashes.get(Path(name).relative_to(folder).parts)
+        for name in output.repo.dvcignore.find(fs, str(folder))
+    )
+
+
 def message(found: list[WouldRun], stages: int) -> str:
     """What is wrong, where, and what to do."""
     why: dict[str, list[str]] = {}
@@ -134,21 +160,25 @@ def message(found: list[WouldRun], stages: int) -> str:
 
 
 def _changed_for_dvc(stage: Stage, upstream: list[Stage]) -> bool:
-    """Whether DVC would run a stage, were the files behind `.dvc` files there."""
+    """Whether DVC would run a stage, were the files there that folders lack."""
     if not stage.changed(allow_missing=True, upstream=upstream):
         return False
     beside = copy.copy(stage)
-    beside.deps = [
-        dependency for dependency in stage.deps
-        if not dependency.exists or not dependency.workspace_status()
-        or not is_complete_with_absent(stage.repo, dependency)
-    ]  # fmt: skip
+    beside.deps, beside.outs = (
+        [part for part in parts if not part.exists or not part.workspace_status() or _has_changed(part)]
+        for parts in (stage.deps, stage.outs)
+    )
     # The stage's own command and hash are those with all its dependencies.
     return bool(
         stage.changed_stage()
         or beside.changed_deps(allow_missing=True, upstream=upstream)
-        or stage.changed_outs(allow_missing=True)
+        or beside.changed_outs(allow_missing=True)
     )
+
+
+def _has_changed(part: Output) -> bool:
+    """Whether an output or dependency that exists is another one than the lock names, not only without some files."""
+    return bool(part.workspace_status()) and not (is_complete_with_absent(part.repo, part) or is_pulled_in_part(part))
 
 
 def _absent(dependency: Output) -> list[str]:
@@ -170,8 +200,14 @@ def _shortened(text: str, start: int) -> str:
     return f"{'…' * (start > 0)}{piece}{'…' * (start + MOST_SHOWN < len(text))}"
 
 
+def arguments() -> argparse.Namespace:
+    """What the command line says: nothing."""
+    return argparse.ArgumentParser(prog="python -m review.check", description=__doc__).parse_args()
+
+
 def main() -> None:
     """Say that nothing would run, or fail with what would."""
+    arguments()
     try:
         with Repo() as repo, lock_repo(repo):
             stages = len([stage for stage in repo.index.stages if stage.cmd])

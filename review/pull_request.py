@@ -17,6 +17,7 @@ from typing import NamedTuple
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from review.git import git_said, is_shallow
 from review.recompute import make_plan
 from stages.common.errors import UserError, run_stage
 from stages.common.measuring.markdown import markdown_table
@@ -76,18 +77,31 @@ def fenced(text: str) -> str:
 
 
 def merge_base(base: str) -> str:
-    """The commit where the workspace's branch left `base`.
+    """The commit where the workspace's branch left `base`; `origin/base` where this clone has no such branch.
 
     Raises:
-        UserError: there is no such revision, or the clone is too shallow to hold it.
+        UserError: there is neither, or the clone is too shallow to hold that commit.
     """
-    status, said = run(["git", "merge-base", base, "HEAD"])
-    if status:
+    names = [base, f"origin/{base}"]
+    name = next((name for name in names if git_said("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")), None)
+    if name is None:
+        branch = base.removeprefix("origin/")
+        into = branch if branch == base else f"refs/remotes/{base}"
+        tried = " or ".join(names if branch == base else [base])
+        # A commit that lies before the beginning of this clone is no branch either.
+        deeper = " This clone is shallow: `git fetch --unshallow` brings older commits." if is_shallow() else ""
         raise UserError(
-            f"--base {base!r}: has no commit in common with HEAD here ({said.strip() or 'none'}). A clone for CI needs "
-            "the whole history: `git fetch --unshallow`, or fetch-depth: 0."
+            f"--base {base!r}: there is no branch {tried} here: `git fetch origin {branch}:{into}`.{deeper}"
         )
-    return said.strip()
+    found = git_said("merge-base", name, "HEAD")
+    if found:
+        return found.decode().strip()
+    way_out = (
+        "This clone is shallow, CI needs the whole history: `git fetch --unshallow`, or fetch-depth: 0"
+        if is_shallow()
+        else "Name the branch that this one came from"
+    )
+    raise UserError(f"--base {base!r}: has no commit in common with HEAD here. {way_out}.")
 
 
 def run(command: list[str]) -> tuple[int, str]:
@@ -160,8 +174,9 @@ def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m review.pull_request", description=__doc__)
     parser.add_argument(
-        "--base", default="main", metavar="REV", help="the branch that is to be merged into; default main"
-    )
+        "--base", default="main", metavar="REV",
+        help="the branch that is to be merged into, here or of origin; default main",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="made where it does not exist")
     parser.add_argument(
         "--predictions", choices=["required", "optional"], default="required",

@@ -6,6 +6,7 @@ compares metrics/*.json, metrics/evaluation/*.csv, models/decision.json and metr
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -111,7 +112,9 @@ def message(found: list[Difference]) -> str:
             f"{len(found):,} committed values are not what evaluate and report make of the predictions in dvc.lock:",
             *lines,
             *more,
-            "Run `dvc repro evaluate report` and commit metrics/ and dvc.lock. After a manual change: `git checkout`.",
+            # Without the rest, which this does not need, DVC would train anew or miss inputs.
+            "Run `dvc pull`, then `dvc repro evaluate report`, and commit metrics/ and dvc.lock. After a manual "
+            "change: `git checkout`.",
         ]
     )
 
@@ -150,8 +153,14 @@ def _run(stage: str, folder: Path) -> None:
         raise UserError(f"{stage} could not be run on what dvc.lock names: {said}")
 
 
+def arguments() -> argparse.Namespace:
+    """What the command line says: nothing."""
+    return argparse.ArgumentParser(prog="python -m review.recompute", description=__doc__).parse_args()
+
+
 def main() -> None:
     """Recompute, and fail where the committed values differ."""
+    arguments()
     try:
         with Repo() as repo:
             plan = make_plan(repo)

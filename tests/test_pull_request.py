@@ -156,6 +156,39 @@ def test_a_lock_that_is_absent_or_broken_is_named(fresh: Project) -> None:
     assert "dvc.lock could not be checked: " in fresh.python("-m", "review.check", fails=True)
 
 
+LOST = "no list in the cache"
+PART = ["data/splits/test.parquet", "models/adapter/README.md"]
+
+
+def test_folders_that_were_pulled_in_part_are_up_to_date(fresh: Project) -> None:
+    fresh.dvc("pull", *PART)
+    assert not (fresh.folder / "data/splits/train.parquet").exists()
+    assert not (fresh.folder / "models/adapter/adapter_model.safetensors").exists()
+    assert "none of 11 stages would run" in fresh.python("-m", "review.check")
+
+
+@pytest.mark.parametrize("change", ["another content", "a file more", LOST])
+def test_folders_that_were_pulled_in_part_and_changed_are_named(fresh: Project, change: str) -> None:
+    fresh.dvc("pull", *PART)
+    if change == "another content":
+        (fresh.folder / PART[0]).unlink()
+        fresh.write(PART[0], "other rows")
+    elif change == "a file more":
+        fresh.write("data/splits/more.parquet", "rows")
+    else:
+        for listing in (fresh.folder / ".dvc/cache/files/md5").glob("*/*.dir"):
+            listing.unlink()
+    message = fresh.python("-m", "review.check", fails=True)
+    assert "data/splits is not what it wrote (split)" in message
+    assert ("models/adapter is not what it wrote (finetune)" in message) == (change == LOST)
+
+
+@pytest.mark.parametrize("module", ["review.check", "review.recompute"])
+def test_commands_without_options_show_help_and_refuse_others(fresh: Project, module: str) -> None:
+    assert f"usage: python -m {module}" in fresh.python("-m", module, "--help")
+    assert "unrecognized arguments: --nonsense" in fresh.python("-m", module, "--nonsense", fails=True)
+
+
 @pytest.fixture(scope="module")
 def private(pulled_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone that lacks one of five tables, which is behind a `.dvc` file."""
@@ -230,6 +263,7 @@ def test_a_changed_number_is_named_with_both_values(pulled: Project) -> None:
     assert "metrics/metrics.json: adapter.n: committed " in message
     assert "metrics/evaluation/loss.csv: columns: committed " in message
     assert "models/decision.json: " in message
+    assert "Run `dvc pull`, then `dvc repro evaluate report`" in message
     assert json.loads(pulled.read("metrics/metrics.json")) == metrics
 
 
@@ -456,7 +490,39 @@ def test_a_base_that_has_no_results_yet_is_no_failure(fresh: Project) -> None:
     assert found["Comparison"] == "not comparable; the plain numbers are below"
 
 
-def test_a_clone_without_the_base_says_so(fresh: Project) -> None:
-    arguments = ("--base", "nobody/main", "--output", "review-results")
-    message = fresh.python("-m", "review.pull_request", *arguments, fails=True)
-    assert "--base 'nobody/main': has no commit in common with HEAD" in message
+def test_a_second_review_of_the_same_clone_passes_too_and_takes_the_branch_of_origin(fresh: Project) -> None:
+    assert fresh.git("branch", "--list", "main") == ""
+    for _ in range(2):
+        fresh.python("-m", "review.pull_request", "--output", "review-results")
+        assert results(fresh.read("review-results/comment.md"))[LOCK] == "yes"
+    left = fresh.git("merge-base", "origin/main", "HEAD").strip()
+    assert f"Compared with `{left[:10]}`" in fresh.read("review-results/comment.md")
+
+
+def test_a_clone_without_the_base_says_so(fresh: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fresh.folder)
+    fresh.git("update-ref", "-d", "refs/remotes/origin/main")
+    with pytest.raises(UserError, match="there is no branch main or origin/main here: `git fetch origin main:main`"):
+        pull_request.merge_base("main")
+    way_out = "there is no branch origin/main here: `git fetch origin main:refs/remotes/origin/main`"
+    with pytest.raises(UserError, match=way_out):
+        pull_request.merge_base("origin/main")
+    fresh.git("fetch", "origin", "main:refs/remotes/origin/main")
+    assert len(pull_request.merge_base("origin/main")) == 40
+
+
+def test_only_a_shallow_clone_is_told_to_fetch_the_history(
+    fresh: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(fresh.folder)
+    fresh.git("checkout", "-q", "--orphan", "other")
+    fresh.commit("Another beginning")
+    with pytest.raises(UserError, match="has no commit in common with HEAD") as whole:
+        pull_request.merge_base("origin/main")
+    assert "--unshallow" not in str(whole.value)
+    url = f"file://{fresh.folder}"
+    fresh.git("clone", "-q", "--depth", "1", "--branch", "change", "--no-single-branch", url, str(tmp_path / "shallow"))
+    monkeypatch.chdir(tmp_path / "shallow")
+    for base in ("origin/other", "HEAD~1"):
+        with pytest.raises(UserError, match="git fetch --unshallow"):
+            pull_request.merge_base(base)
