@@ -111,24 +111,29 @@ def describe(output: Any, damages: list[Damage], place: str, remedy: str) -> str
     return "\n".join([*lines, f"  do: {remedy}"])
 
 
-def cache_remedy(output: Any, damages: list[Damage], workspace_is_sound: bool) -> str:
-    """How to get sound objects into the cache.
-
-    Args:
-        output: of DVC's index.
-        damages: what is wrong with it there.
-        workspace_is_sound: whether the files in the workspace are what dvc.lock names.
-    """
+def cache_remedy(output: Any, damages: list[Damage]) -> str:
+    """How to get sound objects of an output into the cache."""
     stage = output.stage.addressing
     damaged = [damage.named for damage in damages if damage.problem != "missing"]
     stored = {named.path: output.cache.oid_to_path(named.oid) for named in damaged}
     doomed = [os.path.relpath(path) for path in stored.values()]
-    if workspace_is_sound:
+    # Of a directory's list nobody can say whether the workspace has it.
+    here = [damage.named for damage in damages if Path(damage.named.path).is_file()]
+    differing = [named.path for named in here if file_md5(named.path, name=output.hash_name) != named.oid]
+    if len(here) == len(damages) and not differing:
         return f"{removal(doomed)}`dvc commit {stage}` puts the workspace's sound files into the cache"
     # A file that was checked out of a damaged object is as damaged, and DVC takes it for sound; others are the user's.
-    doomed += [path for path, source in stored.items() if Path(path).is_file() and cmp(path, source, shallow=False)]
+    copies = [path for path in differing if path in stored and cmp(path, stored[path], shallow=False)]
     otherwise = "" if output.stage.is_data_source else f"; where no remote has it, `dvc repro {stage}`"
-    return f"{removal(doomed)}`dvc pull {output}`{otherwise}"
+    remedy = f"{removal(doomed + copies)}`dvc pull {output}`{otherwise}"
+    if own := [path for path in differing if path not in copies]:
+        # DVC fetches the object, and then ends with an error rather than replace a file that it does not know.
+        remedy += (
+            f"\n  not what {stage if output.stage.is_data_source else 'dvc.lock'} names either, in the workspace: "
+            f"{', '.join(own)}\n  to take what was committed: `dvc pull {output}`, which may say `unsaved files`, then "
+            f"`dvc checkout --force {output}`, which replaces what is here; to keep that, copy it elsewhere first"
+        )
+    return remedy
 
 
 def remote_remedy(output: Any, damages: list[Damage], store: Any, name: str, cache_is_sound: bool) -> str:
@@ -160,14 +165,6 @@ def removal(paths: list[str]) -> str:
     return f"`rm {' '.join(paths)}`, then " if paths else ""
 
 
-def workspace_is_sound(output: Any, damages: list[Damage]) -> bool:
-    """Whether the files that the damaged objects stand for are sound in the workspace; of a list nobody can say."""
-    paths = [Path(damage.named.path) for damage in damages]
-    return all(path.is_file() for path in paths) and all(
-        file_md5(damage.named.path, name=output.hash_name) == damage.named.oid for damage in damages
-    )
-
-
 def check(repo: Repo, remote: str | None, advance_to: Callable[[int], Any]) -> tuple[list[str], int]:
     """Verify all objects.
 
@@ -180,7 +177,7 @@ def check(repo: Repo, remote: str | None, advance_to: Callable[[int], Any]) -> t
         A text for each output that is damaged, and how many objects were looked at.
 
     Raises:
-        UserError: there is nothing to verify.
+        UserError: there is nothing to verify, or the remote's folder is not there.
     """
     outputs = [output for output in repo.index.outs if output.use_cache and output.hash_info]
     if remote:
@@ -188,6 +185,8 @@ def check(repo: Repo, remote: str | None, advance_to: Callable[[int], Any]) -> t
         outputs = [output for output in outputs if output.can_push and not output.stage.is_repo_import]
     if not outputs:
         raise UserError("dvc.lock names no object yet. `dvc repro` runs the pipeline.")
+    if remote and (place := repo.cloud.get_remote(remote)).fs.protocol == "local" and not Path(place.path).is_dir():
+        raise UserError(f"{place.path} is not there: is it mounted? (remote {remote} in .dvc/config)")
     texts, known = [], dict[str, dict[str, str | None]]()
     with advance_to(sum(output.meta.size or 0 for output in outputs)) as bar:
         for output in outputs:
@@ -199,8 +198,7 @@ def check(repo: Repo, remote: str | None, advance_to: Callable[[int], Any]) -> t
                 remedy = remote_remedy(output, damages, store, remote, here)
                 texts.append(describe(output, damages, f"remote {remote}", remedy))
             elif damages:
-                remedy = cache_remedy(output, damages, workspace_is_sound(output, damages))
-                texts.append(describe(output, damages, "the cache", remedy))
+                texts.append(describe(output, damages, "the cache", cache_remedy(output, damages)))
     return texts, sum(map(len, known.values()))
 
 
@@ -240,7 +238,8 @@ def main() -> None:
         raise UserError(
             f"outputs that lack sound objects in {place}: {len(texts)}, see above; looked at {count} objects."
         )
-    print(f"storage: all {count} objects that this commit names are sound in {place}")
+    unseen = "" if remote else "; files in the workspace were not looked at: `dvc status` does"
+    print(f"storage: all {count} objects that this commit names are sound in {place}{unseen}")
 
 
 if __name__ == "__main__":

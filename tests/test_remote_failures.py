@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -198,6 +199,37 @@ def test_a_bad_object_of_the_cache_is_named_and_can_be_mended_without_touching_c
     assert "are sound in the cache" in check(project)
     assert (project.folder / WEIGHTS).read_bytes() == content
     assert project.git("status", "--porcelain") == ""
+
+
+def test_a_lost_object_of_the_cache_whose_file_differs_is_fetched_and_replaces_the_file_only_when_told(
+    stored: Stored, tmp_path: Path
+) -> None:
+    project = stored.project.copy(tmp_path / "own/repository")
+    content = (project.folder / WEIGHTS).read_bytes()
+    object_at(project.folder / ".dvc/cache", hashlib.md5(content).hexdigest()).unlink()
+    (project.folder / WEIGHTS).unlink()
+    (project.folder / WEIGHTS).write_bytes(b"my own")
+    output = check(project, fails=True)
+    assert f"  not what dvc.lock names either, in the workspace: {WEIGHTS}\n" in output
+    assert f"then `dvc checkout --force {ADAPTER}`, which replaces what is here; to keep that, copy it else" in output
+    assert "`rm" not in output
+    # What the check says about DVC is so.
+    assert "unsaved files" in project.dvc("pull", ADAPTER, fails=True)
+    assert (project.folder / WEIGHTS).read_bytes() == b"my own"
+    assert "sound in the cache; files in the workspace were not looked at: `dvc status` does" in check(project)
+    project.dvc("checkout", "--force", ADAPTER)
+    assert (project.folder / WEIGHTS).read_bytes() == content
+
+
+def test_a_remote_whose_folder_is_not_there_is_one_message_and_an_empty_folder_is_not(
+    stored: Stored, tmp_path: Path
+) -> None:
+    project, share = stored.project.copy(tmp_path / "own/repository"), tmp_path / "share"
+    project.dvc("remote", "modify", "--local", "folder", "url", str(share))
+    output = check(project, "--remote", "folder", fails=True)
+    assert output == f"error: {share} is not there: is it mounted? (remote folder in .dvc/config)\n"
+    share.mkdir()
+    assert "do: `dvc push --remote folder`" in check(project, "--remote", "folder", fails=True)
 
 
 def test_the_check_says_who_makes_what_a_clone_lacks_and_which_remotes_there_are_not(
