@@ -149,6 +149,12 @@ def _answer(model: PreTrainedModel | PeftModel, split_path: Path, terminators: l
     return [answer.strip() for answer in answers]  # as the references are
 
 
+def prompt_tokens(split_path: Path) -> int:
+    """Tokens of all prompts of a split file."""
+    counts = [pc.sum(pc.list_value_length(batch["prompt_ids"])) for batch in iter_batches(split_path, ["prompt_ids"])]
+    return sum(count.as_py() for count in counts)
+
+
 def _warn_when_slow(model: PreTrainedModel | PeftModel, split_path: Path, ids: dict[str, list[int]]) -> None:
     from stages.common.scoring.label_scores import plain_path_reason
 
@@ -174,9 +180,14 @@ def main() -> None:
     predict = predict_labels if isinstance(params.task, ClassificationTask) else predict_answers
     print(f"infer: loading the base model{' and the adapter' if name == 'adapter' else ''}", flush=True)
     # Importing torch and transformers takes seconds, in which the line above is on the screen.
-    from stages.common.model import load_model
+    from stages.common.acceleration.choice import fast_paths
+    from stages.common.acceleration.preparing import load_fast_model
+    from stages.common.scoring.label_scores import language_model
 
-    model = load_model(ADAPTER_FOLDER if name == "adapter" else None)
+    tokens = sum(prompt_tokens(path) for path in paths)
+    adapter = ADAPTER_FOLDER if name == "adapter" else None
+    model = load_fast_model(adapter, tokens, scores_labels=params.infer.method == "label_scores")
+    print(f"infer: {fast_paths(language_model(model))}", flush=True)
     for path, prompt_format in zip(paths, formats, strict=True):
         started = time.perf_counter()
         predict(model, path, prompt_format, params.infer, PREDICTIONS_FOLDER / name / path.name)

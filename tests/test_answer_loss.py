@@ -13,8 +13,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from stages.common.params import load_params
 from stages.common.scoring.answer_logits import answer_logits
-from stages.common.training.answer_loss import IGNORED, AnswerLossTrainer, collate
+from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.callbacks import DVCLiveLog
+from stages.common.training.collating import IGNORED, collate, collate_packed
 from stages.common.training.trainer import MicroBatch, make_trainer
 from tests.workplace import Workplace, make_workplace
 
@@ -43,12 +44,11 @@ def test_labels_are_the_completions_tokens_and_nothing_else() -> None:
 
 
 def check_against_full_logits(model: PreTrainedModel) -> None:
-    batch = collate(ROWS, pad_id=0)
-    labels = batch.pop("labels")
-    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    positions = targets != IGNORED
+    collated = collate(ROWS, pad_id=0)
+    batch, labels = {name: collated[name] for name in ("input_ids", "attention_mask")}, collated["labels"]
+    positions = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED) != IGNORED
     full = model(**batch).logits[positions]
-    some = answer_logits(model, model.get_output_embeddings(), batch, positions)
+    some = answer_logits(model, model.get_output_embeddings(), batch, positions.flatten().nonzero()[:, 0])
     torch.testing.assert_close(some, full, rtol=1e-6, atol=1e-6)
     assert len(some) == sum(len(row["completion_ids"]) for row in ROWS)
     assert model(**batch).logits.shape == (*labels.shape, 64), "the hook is gone afterwards"
@@ -158,19 +158,24 @@ def gradients(trainer: AnswerLossTrainer) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("rows", [CONVERSATIONS, WEIGHTED, ROWS], ids=["conversations", "weights", "plain"])
 def test_loss_and_gradients_of_a_step_are_those_written_by_hand_however_it_is_cut(
-    place: Workplace, tmp_path: Path, rows: list[dict[str, Any]]
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], packed: bool
 ) -> None:
-    trainer = trainer_for(rows, tmp_path)
-    trainer.adapter.train()
-    expected_loss = loss_by_hand(trainer.adapter, rows)
+    monkeypatch.setenv("PACK_ROWS", "0")
+    by_hand = trainer_for(rows, tmp_path / "padded")
+    expected_loss = loss_by_hand(by_hand.adapter.train(), rows)
     expected_loss.backward()
-    expected = gradients(trainer)
+    expected = gradients(by_hand)
+    monkeypatch.setenv("PACK_ROWS", str(int(packed)))
+    trainer = trainer_for(rows, tmp_path / "trained")
+    trainer.adapter.train()
+    to_batch = collate_packed if packed else collate
     assert len(expected) == 28, "2 layers of 7 matrices, each with two"
     assert all(gradient.abs().max() > 1e-5 for gradient in expected.values())
     for micro_rows in (len(rows), 2, 1):
-        batches = [collate(rows[at : at + micro_rows], pad_id=0) for at in range(0, len(rows), micro_rows)]
+        batches = [to_batch(rows[at : at + micro_rows], pad_id=0) for at in range(0, len(rows), micro_rows)]
         count = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
         loss = 0.0
         for batch in batches:
@@ -182,10 +187,14 @@ def test_loss_and_gradients_of_a_step_are_those_written_by_hand_however_it_is_cu
             torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("packed", ["0", "1"], ids=["padded", "packed"])
 @pytest.mark.parametrize("rows", [CONVERSATIONS, WEIGHTED, ROWS], ids=["conversations", "weights", "plain"])
 def test_the_evaluation_loss_is_the_mean_over_all_answer_tokens_however_large_the_batches(
-    place: Workplace, tmp_path: Path, rows: list[dict[str, Any]]
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], packed: str
 ) -> None:
+    monkeypatch.setenv("PACK_ROWS", "0")
+    by_hand = trainer_for([*rows, rows[0]], tmp_path / "by hand").adapter.eval()
+    monkeypatch.setenv("PACK_ROWS", packed)
     # 4 + 1 rows (or 3 + 1): with 2 and 4 at a time the last batch is not full.
     rows = [*rows, rows[0]]
     for micro_rows in (1, 2, 4):
@@ -193,7 +202,7 @@ def test_the_evaluation_loss_is_the_mean_over_all_answer_tokens_however_large_th
         trainer.remove_callback(DVCLiveLog)  # it starts with the training
         found = trainer.evaluate()["eval_loss"]
         with torch.no_grad():
-            assert found == pytest.approx(float(loss_by_hand(trainer.adapter.eval(), rows)), rel=1e-5)
+            assert found == pytest.approx(float(loss_by_hand(by_hand, rows)), rel=1e-5)
 
 
 def test_every_step_of_a_training_counts_the_tokens_that_have_labels(

@@ -11,6 +11,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from stages import infer
+from stages.common.acceleration.choice import FastPaths
+from stages.common.acceleration.preparing import prepare_layers
 from stages.common.branches import label_branches
 from stages.common.errors import UserError
 from stages.common.labels import INVALID, join_labels
@@ -88,11 +90,13 @@ def run_main(
 ) -> list[Any]:
     loaded: list[Any] = []
 
-    def load_model(adapter: Path | None) -> Any:
+    def load_fast_model(adapter: Path | None, _tokens: int, *, scores_labels: bool) -> Any:
+        assert scores_labels == (method == "label_scores")
         loaded.append(adapter)
+        prepare_layers(model, FastPaths(*["the test does without"] * 4))
         return model
 
-    monkeypatch.setattr("stages.common.model.load_model", load_model)
+    monkeypatch.setattr("stages.common.acceleration.preparing.load_fast_model", load_fast_model)
     monkeypatch.setattr("sys.argv", ["infer", *arguments])
     inline = str(values).replace("None", "null").replace("False", "false").replace("True", "true")
     Path("params.yaml").write_text(PARAMS.format(inline, method, limit))

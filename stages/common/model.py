@@ -92,15 +92,35 @@ def load_model(adapter: Path | None) -> PreTrainedModel | PeftModel:
     """
     if adapter is None:
         return load_base()
+    check_adapter(adapter)
+    return add_adapter(load_base(), adapter)
+
+
+def check_adapter(adapter: Path) -> None:
+    """Refuse what is no adapter of the pinned base before the base is loaded.
+
+    Raises:
+        UserError: there is no adapter, or it is of another base.
+    """
     # PEFT would look for it on the Hub.
     if not (adapter / "adapter_config.json").is_file():
-        raise UserError(f"{adapter}: holds no adapter. Run `dvc repro finetune`, or `dvc pull {adapter}`.")
+        raise UserError(
+            f"{adapter}: holds no adapter. Fetch the committed one with `dvc pull {adapter}`, or train one with "
+            "`dvc repro finetune`."
+        )
     trained_on = adapter / "base.json"
     if trained_on.is_file() and read_json(trained_on)["files"] != read_json(BASE_PIN)["files"]:
         raise UserError(f"{adapter}: was trained on another base model than {BASE_PIN} pins. Run `dvc repro finetune`.")
+
+
+def add_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
+    """The base with the adapter in the folder `adapter` on top, in evaluation mode.
+
+    Raises:
+        UserError: the adapter is damaged or does not fit.
+    """
     from peft import PeftModel
 
-    base = load_base()
     try:
         return PeftModel.from_pretrained(base, str(adapter)).eval()
     except torch.OutOfMemoryError:
@@ -108,5 +128,5 @@ def load_model(adapter: Path | None) -> PreTrainedModel | PeftModel:
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{adapter}: does not fit the base model, or is damaged ({str(error)[:300]}). Restore it with `dvc "
-            "checkout` or `dvc pull`, or run `dvc repro finetune`."
+            "checkout --force` or `dvc pull --force`, or run `dvc repro finetune`."
         ) from error

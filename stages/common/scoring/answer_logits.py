@@ -17,12 +17,13 @@ def answer_logits(
         model: a causal language model, or what wraps it.
         head: its LM head.
         inputs: its keyword arguments, `input_ids` (rows, length) among them.
-        positions: boolean, (rows, length).
+        positions: int64 (n,): places in the rows laid end to end. Indices, not booleans: a GPU would have to tell the
+            host how many of these are true, and the host would wait for it.
 
     Returns:
-        (number of positions, vocabulary) in float32, row by row.
+        (n, vocabulary) in float32.
     """
-    hook = head.register_forward_pre_hook(lambda _module, arguments: (arguments[0][positions],))
+    hook = head.register_forward_pre_hook(lambda _module, arguments: (arguments[0].flatten(0, 1)[positions],))
     try:
         return model(**inputs, use_cache=False).logits.float()
     finally:

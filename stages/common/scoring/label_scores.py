@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
 from typing import cast
 
 import numpy as np
@@ -21,29 +19,15 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from stages.common.acceleration.attention import PACKED
 from stages.common.scoring.batches import map_in_batches, pad
+from stages.common.scoring.label_tree import LabelTree, build_tree, shared_prefix
+from stages.common.scoring.packed_scores import score_packed
 
 # Logits that take about the memory of one token's activations; large vocabularies and many labels shrink a batch.
 LOGITS_PER_TOKEN = 16_384
 # Layers whose view is bounded by position: within their window they attend to everything, like full attention.
 WINDOWED_LAYERS = {"sliding_attention", "chunked_attention"}
-
-
-@dataclass(frozen=True)
-class LabelTree:
-    """The labels' prefixes that a next token is read from; node 0, the root, is the prompt's last token.
-
-    Attributes:
-        tokens: token of each node but the root, parents before children.
-        depths: number of tokens from the root, for the same nodes.
-        ancestors: bool (nodes, nodes), true where the column's node is the row's or lies above it.
-        steps: (node, token, label) for each token of each label: the label has this token after this node.
-    """
-
-    tokens: list[int]
-    depths: list[int]
-    ancestors: torch.Tensor
-    steps: list[tuple[int, int, int]]
 
 
 def score_labels(
@@ -71,10 +55,13 @@ def score_labels(
     assert len({tuple(ids) for ids in label_ids}) == len(label_ids) and all(label_ids), "labels must differ"
     if not prompts:
         return np.empty((0, len(label_ids)))
-    longest = max(map(len, prompts)) + max(map(len, label_ids))
-    score = _score_each_label if plain_path_reason(model, longest) else _score_over_tree
+    decoder = language_model(model)
     with torch.inference_mode():
-        return np.array(score(language_model(model), prompts, label_ids, tokens_per_batch, advance))
+        if decoder.config._attn_implementation == PACKED:
+            return score_packed(decoder, prompts, label_ids, tokens_per_batch, advance)
+        longest = max(map(len, prompts)) + max(map(len, label_ids))
+        score = _score_each_label if plain_path_reason(model, longest) else _score_over_tree
+        return np.array(score(decoder, prompts, label_ids, tokens_per_batch, advance))
 
 
 def plain_path_reason(model: PreTrainedModel | PeftModel, longest_tokens: int) -> str | None:
@@ -86,6 +73,8 @@ def plain_path_reason(model: PreTrainedModel | PeftModel, longest_tokens: int) -
     """
     decoder = language_model(model)
     config = decoder.config.get_text_config(decoder=True)
+    if config._attn_implementation == PACKED:
+        return None
     if "position_ids" not in inspect.signature(decoder.forward).parameters or getattr(config, "alibi", False):
         return f"{config.model_type} derives positions from the order of tokens, so a tree cannot be laid out in it"
     if config._attn_implementation not in ("eager", "sdpa"):
@@ -97,32 +86,6 @@ def plain_path_reason(model: PreTrainedModel | PeftModel, longest_tokens: int) -
         if longest_tokens > window:
             return f"prompts and labels reach {longest_tokens} tokens and some layers see only the last {window}"
     return None
-
-
-def build_tree(label_ids: Sequence[list[int]]) -> LabelTree:
-    """The prefix tree of the labels, without the leaves: no token follows a label's last one.
-
-    Args:
-        label_ids: token ids of each label, at least one token each.
-    """
-    nodes: dict[tuple[int, ...], int] = {(): 0}
-    for ids in label_ids:
-        for depth in range(1, len(ids)):
-            nodes.setdefault(tuple(ids[:depth]), len(nodes))
-    ancestors = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
-    for prefix, node in nodes.items():
-        ancestors[node, [nodes[prefix[:depth]] for depth in range(len(prefix) + 1)]] = True
-    prefixes = list(nodes)[1:]
-    return LabelTree(
-        tokens=[prefix[-1] for prefix in prefixes],
-        depths=[len(prefix) for prefix in prefixes],
-        ancestors=ancestors[1:, 1:],
-        steps=[
-            (nodes[tuple(ids[:depth])], token, label)
-            for label, ids in enumerate(label_ids)
-            for depth, token in enumerate(ids)
-        ],
-    )
 
 
 def language_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -155,18 +118,6 @@ def _score_over_tree(
     extra = len(tree.tokens) + tokens_of_logits(model, 1 + len(tree.tokens))
     costs = [len(prompt) - len(shared) + extra for prompt in prompts]
     return map_in_batches(compute, costs, tokens_per_batch, advance)
-
-
-def shared_prefix(prompts: Sequence[list[int]]) -> list[int]:
-    """The tokens that all prompts begin with, at least one token short of each prompt.
-
-    Args:
-        prompts: token ids, at least one prompt of at least one token.
-    """
-    # In lexicographic order the first and the last differ as early as any two.
-    pairs = zip(min(prompts), max(prompts), strict=False)
-    common = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
-    return common[: min(map(len, prompts)) - 1]
 
 
 def tokens_of_logits(model: PreTrainedModel, positions: int) -> int:

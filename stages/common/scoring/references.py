@@ -46,7 +46,8 @@ def score_references(
         place = torch.arange(ids.shape[1], device=decoder.device)
         # Where the next token is one of the reference's.
         positions = (place >= starts - 1) & (place < real.sum(dim=1, keepdim=True) - 1)
-        logits = answer_logits(decoder, head, {"input_ids": ids, "attention_mask": real.long()}, positions)
+        inputs = {"input_ids": ids, "attention_mask": real.long()}
+        logits = answer_logits(decoder, head, inputs, positions.flatten().nonzero()[:, 0])
         steps = -torch.nn.functional.cross_entropy(logits, ids.roll(-1, dims=1)[positions], reduction="none")
         counts = [len(references[index]) for index in batch]
         return [float(part.sum()) for part in steps.double().cpu().split(counts)]

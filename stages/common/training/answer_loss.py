@@ -10,45 +10,14 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import SFTTrainer
 
+from stages.common.acceleration.attention import Rows
+from stages.common.acceleration.recording import Recording
 from stages.common.scoring.answer_logits import answer_logits
+from stages.common.training.collating import IGNORED
 from stages.common.training.rows import answer_tokens
 
-IGNORED = -100  # PyTorch's and TRL's label for positions without a loss
-
-
-def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Join prompts and completions, padded on the right, with labels on answers only.
-
-    Answers are the completions, and in a conversation those earlier answers that `prompt_answer_mask` marks.
-    Padding is on the right because a left-padded row gave NaN losses with SDPA in bfloat16.
-
-    Args:
-        rows: token ids under "prompt_ids" and "completion_ids"; for conversations booleans, one for each token of the
-            prompt, under "prompt_answer_mask"; with weighted loss a number under "weight".
-        pad_id: a token id for padding; the attention mask hides it.
-
-    Returns:
-        `input_ids`, `attention_mask` and `labels`, each (rows, longest row); `weights` (rows,) where rows have one.
-    """
-    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
-    shape = (len(rows), max(lengths))
-    batch = {
-        "input_ids": torch.full(shape, pad_id),
-        "attention_mask": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.full(shape, IGNORED),
-    }
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        start = len(row["prompt_ids"])
-        batch["input_ids"][index, :length] = torch.tensor(row["prompt_ids"] + row["completion_ids"])
-        batch["attention_mask"][index, :length] = 1
-        batch["labels"][index, start:length] = torch.tensor(row["completion_ids"])
-        if row.get("prompt_answer_mask") is not None:
-            learned = torch.tensor(row["prompt_answer_mask"], dtype=torch.bool)
-            assert len(learned) == start and not learned[0], "nothing comes before the first token to predict it from"
-            batch["labels"][index, :start][learned] = batch["input_ids"][index, :start][learned]
-    if "weight" in rows[0]:
-        batch["weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-    return batch
+# Each holds a graph; other shapes run as they come. Rows of a few lengths need fewer.
+MOST_RECORDINGS = 16
 
 
 class AnswerLossTrainer(SFTTrainer):
@@ -56,10 +25,17 @@ class AnswerLossTrainer(SFTTrainer):
 
     TRL does that on CUDA; on a CPU it projects every position onto the vocabulary, which takes half of the time of a
     small model. It also reads per-step statistics back from the device, which this leaves out.
+
+    Attributes:
+        records_steps: whether to record a step's kernels and replay them; for rows laid end to end on a GPU.
+        most_tokens_of_a_row: of rows laid end to end, and of what fills them up.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.records_steps = False
+        self.most_tokens_of_a_row = 0
+        self._recordings: dict[tuple[torch.Size, ...], Recording] = {}
         # The answer tokens of a step are counted, and divide its loss, whatever the model's forward pass accepts.
         self.model_accepts_loss_kwargs = True
 
@@ -85,23 +61,78 @@ class AnswerLossTrainer(SFTTrainer):
         whatever the batch size.
         """
         assert not return_outputs, "only losses are asked for"
-        labels = inputs["labels"]
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        positions = targets != IGNORED
-        head = self.adapter.get_output_embeddings()
-        arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        logits = answer_logits(model, head, arguments, positions)
+        logits = self._answer_logits(model, inputs)
         if "weights" in inputs:
-            of_token = inputs["weights"][:, None].expand_as(positions)[positions]
-            losses = torch.nn.functional.cross_entropy(logits, targets[positions], reduction="none")
-            loss = (losses * of_token).sum()
+            losses = torch.nn.functional.cross_entropy(
+                logits, inputs["targets"], reduction="none", ignore_index=IGNORED
+            )
+            loss = (losses * inputs["weights"]).sum()
         else:
-            loss = torch.nn.functional.cross_entropy(logits, targets[positions], reduction="sum")
+            loss = torch.nn.functional.cross_entropy(logits, inputs["targets"], reduction="sum", ignore_index=IGNORED)
         if num_items_in_batch is None:
             assert not model.training, "a training step knows how many answer tokens it has"
-            return loss / (len(labels) * self._evaluation_tokens_per_row)
+            rows = len(inputs["boundaries"]) - 2 if "boundaries" in inputs else len(inputs["labels"])
+            return loss / (rows * self._evaluation_tokens_per_row)
         # num_items_in_batch counts the answer tokens of all processes, and DDP averages their gradients.
         return loss / num_items_in_batch * self.accelerator.num_processes
+
+    def _answer_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if "boundaries" not in inputs:
+            arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            return answer_logits(model, self.adapter.get_output_embeddings(), arguments, inputs["kept"])
+        arguments = {name: inputs[name] for name in ("input_ids", "position_ids", "kept")}
+        layout = Rows(inputs["boundaries"], self.most_tokens_of_a_row)
+        logits: torch.Tensor = model(**arguments, layout=layout, use_cache=False).logits[0]
+        return logits.float()
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Loss and gradients of a micro-batch, replayed from a recording where steps are recorded."""
+        if not self.records_steps:
+            return super().training_step(model, inputs, num_items_in_batch)
+        inputs = self._prepare_inputs(inputs)
+        inputs["num_items_in_batch"] = torch.as_tensor(num_items_in_batch, device=self.args.device)
+        shapes = tuple(tensor.shape for tensor in inputs.values())
+        if shapes not in self._recordings:
+            if len(self._recordings) == MOST_RECORDINGS:
+                del inputs["num_items_in_batch"]
+                return super().training_step(model, inputs, num_items_in_batch)
+            model.train()
+            self._recordings[shapes] = Recording(self._loss_and_gradients, inputs, self._recordings_memory)
+        loss, gradients = self._recordings[shapes](inputs)
+        self._add_gradients(gradients)
+        return loss.clone()
+
+    def _loss_and_gradients(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        assert self.model is not None
+        loss = self.compute_loss(self.model, inputs, num_items_in_batch=inputs["num_items_in_batch"])
+        return loss.detach(), list(torch.autograd.grad(loss, self._trained))
+
+    def _add_gradients(self, gradients: list[torch.Tensor]) -> None:
+        if self._trained[0].grad is not None:
+            torch._foreach_add_([parameter.grad for parameter in self._trained], gradients)  # type: ignore[arg-type,misc]
+            return
+        if self.args.gradient_accumulation_steps > 1:
+            # The next micro-batch's replay overwrites them.
+            gradients = [gradient.clone() for gradient in gradients]
+        for parameter, gradient in zip(self._trained, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
+        """The norm that clipping found; transformers would read it from the device in every step, and wait for it."""
+        return super()._get_grad_norm(model, grad_norm) if grad_norm is None else grad_norm
+
+    @cached_property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.adapter.parameters() if parameter.requires_grad]
+
+    @cached_property
+    def _recordings_memory(self) -> Any:
+        return torch.cuda.graph_pool_handle()
 
     @cached_property
     def _evaluation_tokens_per_row(self) -> float:

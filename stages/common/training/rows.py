@@ -148,12 +148,17 @@ def oversampled(labels: list[str], seed: int) -> np.ndarray:
 
 def longest_row(parts: Iterable[Dataset]) -> int:
     """Tokens of the longest row, prompt and completion together."""
-    lengths = [
-        pc.max(pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["completion_ids"])))
-        for part in parts
-        for table in _tables(part)
-    ]
-    return max(length.as_py() for length in lengths)
+    return max(pc.max(lengths).as_py() for part in parts for lengths in _lengths(part))
+
+
+def total_tokens(rows: Dataset) -> int:
+    """Tokens of all rows, prompts and completions together."""
+    return sum(pc.sum(lengths).as_py() for lengths in _lengths(rows))
+
+
+def _lengths(rows: Dataset) -> Iterator[pa.ChunkedArray]:
+    for table in _tables(rows):
+        yield pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["completion_ids"]))
 
 
 def answer_tokens(rows: Dataset) -> int:

@@ -1,0 +1,151 @@
+"""Which fast paths a run takes: by what model and machine can do, how much work there is, and the environment.
+
+Results differ by rounding alone, so nothing here is in params.yaml. Each path has a switch in the environment: 0 turns
+it off, 1 takes it even where it may not pay.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from stages.common.acceleration.base import linear_parameters
+from stages.common.acceleration.layers import PRE_NORM
+from stages.common.errors import UserError
+
+SWITCHES = {
+    "PACK_ROWS": "rows without padding",
+    "DENSE_BASE": "the base dequantised in memory",
+    "COMPILE_LAYERS": "layers compiled",
+    "RECORD_STEPS": "steps recorded",
+}
+# Compiling took 10 to 20 s (80 s the first time on a machine) and saved a third of the time on an H200: 80 s of work at
+# 250 TFLOP/s, see docs/performance.md.
+LEAST_COMPILED_FLOP = 2e16
+# The dequantised base may take this share of the memory that is free.
+MOST_DENSE_SHARE = 0.25
+MOST_HEAD_SIZE = 256  # FlashAttention's limit
+
+
+class FastPaths(NamedTuple):
+    """For each path why it is not taken, or None where it is.
+
+    Attributes:
+        packed: rows without padding, the last layer narrowed.
+        dense: the base dequantised in memory, and in inference the adapter merged into it.
+        compiled: layers compiled.
+        recorded: steps recorded as CUDA graphs.
+    """
+
+    packed: str | None
+    dense: str | None
+    compiled: str | None
+    recorded: str | None
+
+    def __str__(self) -> str:
+        """A line for the log: which are taken, and why the others are not."""
+        said = list(zip(SWITCHES.values(), self, strict=True))
+        taken = ", ".join(what for what, reason in said if reason is None) or "none"
+        return "; ".join([f"fast paths: {taken}", *(f"not {what}: {why}" for what, why in said if why is not None)])
+
+
+def choose_paths(model: PreTrainedModel, flop: float, dropout: float = 0.0) -> FastPaths:
+    """The fast paths for a base model in NF4 on its device.
+
+    Args:
+        model: the base as `load_base` gives it.
+        flop: arithmetic of the whole run; see `forward_flop`.
+        dropout: of the adapter, while it is trained.
+
+    Raises:
+        UserError: a switch in the environment is neither 0 nor 1, or asks for what model or machine cannot do.
+    """
+    packed = _decide("PACK_ROWS", packing_obstacle(model), None)
+    dense = _decide("DENSE_BASE", None, _dense_doubt(model))
+    needs_packing = None if packed is None else "it needs rows without padding"
+    needs_gpu = None if model.device.type == "cuda" else "there is no GPU"
+    small = None if flop >= LEAST_COMPILED_FLOP else f"{flop / 1e15:,.1f} PFLOP are too few for it to pay"
+    compiled = _decide("COMPILE_LAYERS", needs_packing, needs_gpu or small)
+    random = None if dropout == 0 else "finetune.lora.dropout draws random numbers"
+    return FastPaths(packed, dense, compiled, _decide("RECORD_STEPS", needs_gpu or needs_packing or random, None))
+
+
+def remember(model: PreTrainedModel, paths: FastPaths) -> None:
+    """Keep with a model what was chosen for it."""
+    with_paths: Any = model
+    with_paths.fast_paths = paths
+
+
+def fast_paths(model: PreTrainedModel) -> FastPaths:
+    """What `remember` has kept."""
+    paths: object = model.fast_paths
+    assert isinstance(paths, FastPaths)
+    return paths
+
+
+def forward_flop(model: PreTrainedModel, tokens: float) -> float:
+    """Multiplications and additions of a forward pass over so many tokens: two for each weight (Kaplan et al. 2020).
+
+    A backward pass through frozen weights takes as many again.
+    """
+    return 2.0 * linear_parameters(model) * tokens
+
+
+def packing_obstacle(model: PreTrainedModel) -> str | None:
+    """Why rows cannot be laid end to end in this model on its device, or None."""
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type not in PRE_NORM:
+        return f"{config.model_type} is not among {', '.join(PRE_NORM)}"
+    if any(kind != "full_attention" for kind in get_layer_types_and_kwargs(config)[0]):
+        return f"layers of this {config.model_type} do not see all of a row"
+    if getattr(config, "attention_dropout", 0):
+        return "the model has dropout in its attention"
+    if model.device.type == "cuda":
+        if model.dtype != torch.bfloat16:
+            return "this GPU has no fast bfloat16"
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if size > MOST_HEAD_SIZE:
+            return f"its heads have {size} numbers, more than {MOST_HEAD_SIZE}"
+    return None
+
+
+def low_memory() -> bool:
+    """Whether LOW_MEMORY=1 asks for the smallest memory rather than for speed.
+
+    Raises:
+        UserError: it is neither 0 nor 1.
+    """
+    return bool(_switch("LOW_MEMORY"))
+
+
+def _dense_doubt(model: PreTrainedModel) -> str | None:
+    if low_memory():
+        return "LOW_MEMORY=1"
+    if model.device.type != "cuda":
+        return "on a CPU it gains nothing"
+    needed = linear_parameters(model) * model.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(model.device)
+    if needed > MOST_DENSE_SHARE * free:
+        return f"it would take {needed / 2**30:.1f} of {free / 2**30:.1f} GiB that are free"
+    return None
+
+
+def _decide(name: str, obstacle: str | None, doubt: str | None) -> str | None:
+    """None where the path is taken, else why not: what makes it impossible, or what speaks against it."""
+    wanted = _switch(name)
+    if wanted is False:
+        return f"{name}=0"
+    if wanted and obstacle:
+        raise UserError(f"{name}=1 in the environment asks for {SWITCHES[name]}, which cannot be had: {obstacle}")
+    return obstacle or (None if wanted else doubt)
+
+
+def _switch(name: str) -> bool | None:
+    value = os.environ.get(name)
+    if value not in (None, "", "0", "1"):
+        raise UserError(f"{name}={value} in the environment: 0 turns it off, 1 on; unset, it is chosen automatically")
+    return None if not value else value == "1"

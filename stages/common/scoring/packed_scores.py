@@ -1,0 +1,217 @@
+"""The label tree scored over rows without padding: prefix, prompts and nodes of a batch are one sequence.
+
+All batches have one shape, so that a GPU replays one recording; results are read when all batches are queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from stages.common.acceleration.attention import Trees
+from stages.common.acceleration.choice import fast_paths
+from stages.common.acceleration.recording import Recording, Tensors
+from stages.common.scoring.batches import memory_error
+from stages.common.scoring.label_tree import LabelTree, build_tree, shared_prefix
+
+# Fewer batches are done before a recording of them is made.
+LEAST_RECORDED_BATCHES = 6
+
+
+class Shape(NamedTuple):
+    """What all batches of a call have in common.
+
+    Attributes:
+        prefix: the tokens that all prompts begin with.
+        rows: prompts in a batch.
+        rest_tokens: tokens of all rests of a batch, filling included.
+        longest: tokens of the longest prompt, or of the most filling.
+    """
+
+    prefix: list[int]
+    rows: int
+    rest_tokens: int
+    longest: int
+
+
+def score_packed(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    label_ids: Sequence[list[int]],
+    tokens_per_batch: int,
+    advance: Callable[[int], object],
+) -> np.ndarray:
+    """As `score_labels`, with a model that `prepare_layers` has made ready.
+
+    Args:
+        model: the decoder.
+        prompts: token ids, at least one prompt.
+        label_ids: token ids of each label.
+        tokens_per_batch: most tokens in a forward pass.
+        advance: is told how many prompts are queued, after each batch.
+
+    Raises:
+        UserError: the GPU's memory is too small for one prompt.
+    """
+    tree, prefix = build_tree(label_ids), shared_prefix(prompts)
+    lengths = np.array([len(prompt) for prompt in prompts]) - len(prefix)
+    while True:
+        batches = deal(lengths + len(tree.tokens), tokens_per_batch)
+        shape = shape_of(batches, lengths, prefix)
+        try:
+            scores = _score_batches(model, prompts, label_ids, tree, batches, shape, advance)
+        except torch.OutOfMemoryError:
+            if shape.rows == 1:
+                raise memory_error(shape.longest) from None
+            # All batches are as large, so that none was done.
+            tokens_per_batch = int(tokens_per_batch * (shape.rows // 2) / shape.rows)
+            torch.cuda.empty_cache()
+        else:
+            found = np.empty((len(prompts), len(label_ids)))
+            found[np.concatenate(batches)] = scores
+            return found
+
+
+def deal(costs: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+    """Rows in batches of about as many tokens each: sorted by length, then dealt out in turn.
+
+    Args:
+        costs: tokens of each row.
+        tokens_per_batch: most tokens that a batch has on average; a longer row is a batch.
+
+    Returns:
+        Indices of the rows of each batch; their numbers differ by one at most.
+    """
+    count = min(len(costs), -(-int(costs.sum()) // tokens_per_batch))
+    order = np.argsort(-costs, kind="stable")
+    return [order[first::count] for first in range(count)]
+
+
+def shape_of(batches: list[np.ndarray], lengths: np.ndarray, prefix: list[int]) -> Shape:
+    """The shape that every batch is filled up to; a missing row is one token."""
+    rows = max(map(len, batches))
+    tokens = [int(lengths[batch].sum()) + rows - len(batch) for batch in batches]
+    filling = max(tokens) - min(tokens)
+    return Shape(prefix, rows, max(tokens), max(len(prefix) + int(lengths.max()), filling))
+
+
+def _score_batches(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    label_ids: Sequence[list[int]],
+    tree: LabelTree,
+    batches: list[np.ndarray],
+    shape: Shape,
+    advance: Callable[[int], object],
+) -> np.ndarray:
+    steps = torch.tensor(tree.steps, device=model.device).T
+    ancestors = tree.ancestors.to(model.device)
+    divisors = torch.compile(log_divisors) if fast_paths(model).compiled is None else _log_divisors_row_by_row
+
+    def compute(inputs: Tensors) -> torch.Tensor:
+        layout = Trees(
+            inputs["boundaries"],
+            inputs["keys"],
+            inputs["key_boundaries"],
+            shape.longest,
+            inputs["node_boundaries"],
+            ancestors,
+        )
+        named = {name: inputs[name] for name in ("input_ids", "position_ids", "kept")}
+        logits = model(**named, layout=layout, use_cache=False).logits
+        return sum_steps(logits.view(shape.rows, -1, logits.shape[-1]), steps, len(label_ids), divisors)
+
+    run = compute
+    scores = []
+    for number, batch in enumerate(batches):
+        inputs = packed_inputs([prompts[index] for index in batch], shape, tree, model.device)
+        if number == 0 and len(batches) >= LEAST_RECORDED_BATCHES and fast_paths(model).recorded is None:
+            run = Recording(compute, inputs)
+        scores.append(run(inputs)[: len(batch)].clone())
+        advance(len(batch))
+    return torch.cat(scores).cpu().numpy()
+
+
+def packed_inputs(prompts: list[list[int]], shape: Shape, tree: LabelTree, device: torch.device) -> Tensors:
+    """Arguments of a forward pass over prefix, rests, filling and trees, all of them in one sequence.
+
+    Args:
+        prompts: of a batch, at most `shape.rows`.
+        shape: of all batches.
+        tree: the labels' prefixes.
+        device: where the tensors are put.
+
+    Returns:
+        `input_ids` and `position_ids` (1, tokens), the fields of `Trees`, and `kept` (rows x (1 + nodes),): for each
+        row the place of its prompt's last token, then of each node.
+    """
+    start, nodes = len(shape.prefix), len(tree.tokens)
+    rests = [prompt[start:] for prompt in prompts] + [[0]] * (shape.rows - len(prompts))
+    lengths = np.array([len(rest) for rest in rests])
+    filling = shape.rest_tokens - int(lengths.sum())
+    ends = np.concatenate([[0, start], start + lengths.cumsum(), [start + shape.rest_tokens]])
+    first_node = start + shape.rest_tokens
+    ids = np.zeros(first_node + shape.rows * nodes, np.int64)
+    ids[:start] = shape.prefix
+    ids[start : first_node - filling] = np.fromiter(chain.from_iterable(rests), np.int64, lengths.sum())
+    ids[first_node:] = np.tile(np.array(tree.tokens, np.int64), shape.rows)
+    parts = np.diff(ends)
+    within = np.arange(first_node) - np.repeat(ends[:-1], parts)
+    behind_prefix = np.concatenate([[0], np.full(len(lengths), start), [0]])
+    of_nodes = start + lengths[:, None] + np.array(tree.depths, np.int64) - 1
+    places = [np.arange(start)]
+    for first, last in pairwise(ends[1:-1]):
+        places += [np.arange(start), np.arange(first, last)]
+    places.append(np.arange(first_node - filling, first_node))
+    kept = np.empty((shape.rows, 1 + nodes), np.int64)
+    kept[:, 0] = ends[2:-1] - 1
+    kept[:, 1:] = first_node + np.arange(shape.rows * nodes).reshape(shape.rows, nodes)
+    arrays = {
+        "input_ids": ids[None],
+        "position_ids": np.concatenate([within + np.repeat(behind_prefix, parts), of_nodes.ravel()])[None],
+        "boundaries": ends.astype(np.int32),
+        "keys": np.concatenate(places),
+        "key_boundaries": np.concatenate([[0], (parts + behind_prefix).cumsum()]).astype(np.int32),
+        "node_boundaries": np.arange(shape.rows + 1, dtype=np.int32) * np.int32(nodes),
+        "kept": kept.ravel(),
+    }
+    return {name: _send(array, device) for name, array in arrays.items()}
+
+
+def sum_steps(
+    logits: torch.Tensor,
+    steps: torch.Tensor,
+    label_count: int,
+    divisors: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Log-likelihoods, float64 (rows, labels), on the logits' device.
+
+    Args:
+        logits: (rows, 1 + nodes, vocabulary).
+        steps: int64 (3, steps): node, token and label of each, see `LabelTree`.
+        label_count: how many labels there are.
+        divisors: `log_divisors`, or what gives the same.
+    """
+    nodes, tokens, labels = steps
+    found = (logits[:, nodes, tokens].float() - divisors(logits)[:, nodes]).double()
+    return found.new_zeros(len(logits), label_count).index_add_(1, labels, found)
+
+
+def log_divisors(logits: torch.Tensor) -> torch.Tensor:
+    """Logarithms of the softmaxes' divisors, float32, over the last axis of (rows, 1 + nodes, vocabulary)."""
+    return logits.float().logsumexp(dim=-1)
+
+
+def _log_divisors_row_by_row(logits: torch.Tensor) -> torch.Tensor:
+    # Uncompiled, the logits of all rows in float32 would take more memory than the rest of the forward pass.
+    return torch.stack([log_divisors(row) for row in logits])
+
+
+def _send(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
