@@ -31,7 +31,9 @@ STAGES = ("code", "base_model", "ingest", "format_prompts", "split", "baseline",
 SEED = 0
 WORDS_PER_TEXT = 25
 # Words that the tiny tokenizer knows; one, two or three of them make a word of the texts, 18,278 in all.
-SYLLABLES = sorted({word for line in CORPUS for word in line.split() if word.isalpha()})
+SYLLABLES = sorted(
+    {word for line in CORPUS for word in line.split() if word.isalpha()}, key=lambda word: (len(word), word)
+)
 # A word is one of the label's own with this probability, so that there is something to learn.
 OWN_SHARE = 0.1
 OWN_WORDS = 100
