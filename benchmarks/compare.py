@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.stages import PROJECT, in_own_process, measure
 from stages.common.labels import join_labels
 from stages.common.predictions import write_answers, write_predictions
 from stages.common.tables import write_json
 from tests.evaluated import edit_params
 from tests.reviewed import Reviewed, edit_task_to_questions
 
-PROJECT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "review.compare", "HEAD~1", "HEAD", "--output", "comparison.md"]
 SEED = 0
 # Of one label: how many labels. Two have a ranking, and 77 a confusion matrix of 6,000 cells.
 KINDS = {"2 labels": 2, "3 labels": 3, "77 labels": 77, "20 labels, several for a row": 20, "texts of 30 words": 0}
@@ -39,12 +37,10 @@ def main() -> None:
     for kind in options.tasks:
         with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
             folder = Path(name) / "project"
-            # In a process of its own: the one that is measured would inherit the memory that this takes.
-            preparing = multiprocessing.get_context("spawn").Process(target=prepare_project, args=(folder, kind, rows))
-            preparing.start()
-            preparing.join()
-            seconds, cpu_seconds, peak_mib = measure(Reviewed(folder))
-        print(f"| {kind} | {rows:,} | {seconds:.1f} | {cpu_seconds:.1f} | {peak_mib:,.0f} |", flush=True)
+            in_own_process(prepare_project, folder, kind, rows)
+            environment = os.environ | Reviewed(folder).environment | {"PYTHONPATH": str(PROJECT)}
+            cost = measure(COMMAND, folder, environment)
+        print(f"| {kind} | {rows:,} | {cost.seconds:.1f} | {cost.cpu_seconds:.1f} | {cost.peak_mib:,.0f} |", flush=True)
 
 
 def prepare_project(folder: Path, kind: str, rows: int) -> None:
@@ -116,25 +112,6 @@ def cell_of(labels: list[str], row: np.ndarray, several: bool) -> str:
     """A row of labels as the tables hold it."""
     listed = [labels[place] for place in np.flatnonzero(row)]
     return join_labels(listed) if several else listed[0]
-
-
-def measure(project: Reviewed) -> tuple[float, float, float]:
-    """Compare the last two commits.
-
-    Returns:
-        Seconds by the clock, seconds of processor time (which other work on the machine leaves as it is), and the
-        highest resident memory of its process in MiB (Linux: ru_maxrss is in KiB).
-    """
-    command = [sys.executable, "-m", "review.compare", "HEAD~1", "HEAD", "--output", "comparison.md"]
-    environment = os.environ | project.environment | {"PYTHONPATH": str(PROJECT)}
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    # wait4 has collected the child, so Popen must not look for it again.
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"review.compare ended with {process.returncode}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 if __name__ == "__main__":

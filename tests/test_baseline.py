@@ -193,6 +193,18 @@ def test_questions_get_the_answer_of_the_nearest_one_and_the_most_frequent_answe
         assert majority["prediction"] == ["a virus"] * 3
 
 
+def test_of_a_large_train_the_nearest_question_is_looked_for_among_evenly_spaced_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_questions(folder)
+    monkeypatch.setattr(baseline, "MOST_KNOWN_QUESTIONS", 2)
+    baseline.main()
+    # The first and the last of four; "with rest" is the answer of the second.
+    found = pq.read_table("data/predictions/tfidf/test.parquet")["prediction"].to_pylist()
+    assert found == ["a virus", "yes", "a virus"]
+    assert capsys.readouterr().out.endswith("of 4 questions; the nearest was looked for among 2 of them\n")
+
+
 def test_the_same_questions_give_the_same_bytes(folder: Path) -> None:
     write_questions(folder)
     contents = []

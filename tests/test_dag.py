@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from benchmarks.stages import write_model_outputs
 from stages.code import EXPENSIVE_STAGES, LEFT_OUT, import_closure, module_path
+from tests.workplace import Workplace, make_workplace
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # Two stages of one module.
 MODULES = {name: "infer" if name == "infer_base" else name for name in STAGES}
 CHEAP = sorted(name for name in STAGES if MODULES[name] not in EXPENSIVE_STAGES and name != "code")
+# Each takes half a second to some ten seconds to import.
+SLOW_LIBRARIES = {"torch", "transformers", "datasets", "trl", "peft", "bitsandbytes", "sklearn", "scipy"}
 
 
 def commands(stage: str) -> list[str]:
@@ -92,12 +98,30 @@ def test_expensive_stages_have_only_cached_outputs_so_that_any_clone_can_restore
             assert "plots" not in STAGES[stage]
 
 
-def test_data_stages_import_neither_torch_nor_transformers_nor_datasets() -> None:
-    names = ["code", "ingest", "format_prompts", "split", "baseline", "evaluate", "report"]
-    check = (
+def modules_after(place: Workplace, stages: Sequence[str]) -> list[str]:
+    """Run stages in one process; which of the slow libraries it has imported after each, beside the stage's name."""
+    program = (
         "import importlib, sys\n"
-        f"for name in {names}: importlib.import_module('stages.' + name)\n"
-        "print(sorted({'torch', 'transformers', 'datasets', 'trl', 'peft'} & set(sys.modules)))"
+        f"for name in {list(stages)}:\n"
+        "    importlib.import_module('stages.' + name).main()\n"
+        f"    print('after', name, *sorted({SLOW_LIBRARIES} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=place.folder, env=place.environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return [line for line in result.stdout.splitlines() if line.startswith("after ")]
+
+
+def test_cheap_stages_run_without_torch_and_evaluate_without_scikit_learn_too(tmp_path: Path) -> None:
+    place = make_workplace(tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    before_training = ["code", "base_model", "ingest", "format_prompts", "split", "baseline"]
+    found = modules_after(place, before_training)
+    assert found[:-2] == [f"after {stage}" for stage in before_training[:-2]]
+    # The split draws with scikit-learn, and that is what the baseline is.
+    assert found[-2:] == [f"after {stage} scipy sklearn" for stage in before_training[-2:]]
+    write_model_outputs(tmp_path)
+    assert modules_after(place, ["evaluate", "report"]) == ["after evaluate", "after report"]

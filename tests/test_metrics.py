@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as reference
 
+from stages.common.measuring import metrics
 from stages.common.measuring.metrics import (
     bootstrap_intervals,
     calibration_bins,
@@ -282,3 +283,15 @@ def test_the_intervals_of_a_seed_stay_what_they_were_before_macro_recall_had_one
     }
     assert {name: found[name] for name in expected} == expected
     assert set(found) - set(expected) == {"recall_macro_low", "recall_macro_high"}
+
+
+def test_the_bootstrap_draws_the_same_however_many_resamples_it_holds_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actual, predicted, _ = random_answers(500, 20, 0, with_invalid=True)
+    matrix = confusion_matrix(actual, predicted, 20)
+    whole = bootstrap_intervals(matrix, 300, 7)
+    # Three resamples at a time, then one, as where there are very many labels.
+    for cells in (3 * matrix.size, 1):
+        monkeypatch.setattr(metrics, "RESAMPLED_CELLS", cells)
+        assert bootstrap_intervals(matrix, 300, 7) == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ def tfidf_probabilities(model: Pipeline, texts: Iterable[str], label_names: Sequ
 
 def label_shares(labels: Sequence[str], label_names: Sequence[str]) -> np.ndarray:
     """Each label's share of `labels`, shape (k,)."""
-    return np.array([labels.count(name) for name in label_names]) / len(labels)
+    counts = Counter(labels)
+    return np.array([counts[name] for name in label_names]) / len(labels)
 
 
 # --- several labels for each text -------------------------------------------------------------------------------------

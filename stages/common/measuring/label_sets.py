@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 # Numbers that one chunk of resamples holds at a time: 64 MB.
 CHUNK = 2**24
@@ -36,6 +35,8 @@ def set_scores(actual: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 def scores_of_labels(actual: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -> list[dict[str, float]]:
     """Precision, recall, F1 and support of each label, and its average precision where any row has it."""
+    from sklearn.metrics import average_precision_score  # as in `ranking_scores`
+
     correct, support, answered = _counts(actual, predicted)
     columns = {
         "precision": _ratio(correct, answered),

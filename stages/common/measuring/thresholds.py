@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv
 
 from stages.common.errors import UserError
 from stages.common.measuring.ranking import choose_threshold
@@ -92,6 +91,8 @@ def promise(threshold: Threshold, found: int, positive: int) -> dict[str, Any]:
 
 def recall_lower_bound(found: int, positive: int, confidence: float) -> float:
     """The lower end of the one-sided interval around found / positive (Clopper & Pearson 1934); 0 if none was found."""
+    from scipy.special import betaincinv  # as in `exact_interval`
+
     return float(betaincinv(found, positive - found + 1, 1 - confidence)) if found else 0.0
 
 
