@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from benchmarks import OURS
 from benchmarks.measuring import (
     Row,
     floor_share,
@@ -34,11 +35,11 @@ from stages.common.scoring.batches import TOKENS_PER_BATCH
 from stages.common.scoring.label_predictions import predict_label
 from stages.common.scoring.label_scores import _score_each_label, language_model
 
-OURS, EACH_LABEL, PIPELINE, GENERATE = "this project", "each label by itself", "pipeline", "batched generate"
+EACH_LABEL, PIPELINE, GENERATE = "each label by itself", "pipeline", "batched generate"
 RANK = 16
 ADAPTER = Path("models/adapter")
-# Slow systems get a share of the rows: these one row of so many, `each label by itself` one of as many as labels.
-ROWS_FOR_ONE = {PIPELINE: 64, GENERATE: 8}
+# Ways that write an answer, whatever the labels are, and most rows of a call, as they are slow.
+GENERATING = {PIPELINE: 16, GENERATE: 256}
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,13 @@ def main() -> None:
     json_path = options.json.resolve() if options.json else None
     print_header("rows")
     for shape in options.shapes:
-        published = None
+        first = None
         with entered_project(shape, options.base) as weights:
             save_adapter()
-            for system, labels in cases(options.systems, WORKLOADS[shape].labels):
-                with contextlib.redirect_stdout(sys.stderr):
-                    row = measure(shape, weights, system, labels, options)
-                published = published or (row if system == PIPELINE else None)
-                report(row, published, json_path)
+            for system in options.systems:
+                for row in measure(shape, weights, system, options):
+                    first = first or row
+                    report(row, first, json_path)
 
 
 def read_options() -> argparse.Namespace:
@@ -82,6 +82,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--systems", nargs="+", choices=systems, default=systems, metavar="SYSTEM", help=f"of {', '.join(systems)}"
     )
+    parser.add_argument("--labels", nargs="+", type=int, metavar="COUNT", help="numbers of labels (default: by shape)")
     parser.add_argument("--rows", type=int, help="prompts of a call, fewer for slow systems (default: by shape)")
     parser.add_argument("--equal-lengths", action="store_true", help="all prompts have the mean length")
     parser.add_argument("--shared-prefix", type=int, default=0, metavar="TOKENS", help="that all prompts begin with")
@@ -101,57 +102,63 @@ def save_adapter() -> None:
     model.save_pretrained(str(ADAPTER), save_embedding_layers=False)
 
 
-def cases(systems: list[str], label_counts: tuple[int, ...]) -> Iterator[tuple[str, int | None]]:
-    """What to measure: systems that write their answer once, those that score labels for each number of labels."""
-    for system in systems:
-        if system in ROWS_FOR_ONE:
-            yield system, None
-        else:
-            yield from ((system, labels) for labels in label_counts)
-
-
-def measure(shape: str, weights: str, system: str, labels: int | None, options: argparse.Namespace) -> Row:
+def measure(shape: str, weights: str, system: str, options: argparse.Namespace) -> Iterator[Row]:
     """Predict prompts with the current folder's base and adapter, and time whole calls.
 
     Args:
         shape: of the project's base.
         weights: what they are.
         system: what to measure.
-        labels: how many.
         options: the command line.
+
+    Yields:
+        One row, or where labels are scored one for each number of labels.
     """
     free_memory()
     workload, config = WORKLOADS[shape], shape_config(shape)
-    rows = options.rows or workload.rows
-    rows = max(2, rows // (labels if labels and system == EACH_LABEL else ROWS_FOR_ONE.get(system, 1)))
-    prompts = make_prompts(
-        rows, workload.prompt_tokens, config.vocab_size, options.equal_lengths, options.shared_prefix
-    )
-    predict = predictor(system, make_labels(labels or 0, config.vocab_size))
-    seconds = median_call_seconds(lambda: predict(prompts[: max(1, rows // 8)]), lambda: predict(prompts))
-    rate = rows / seconds
-    tokens = rate * sum(map(len, prompts)) / rows
-    return Row(
-        benchmark="inference",
-        shape=shape,
-        weights=weights,
-        prompt_tokens=workload.prompt_tokens,
-        labels=labels,
-        rows=rows,
-        system=system,
-        examples_per_second=rate,
-        tokens_per_second=tokens,
-        peak_gib=peak_gib(),
-        floor_share=floor_share("inference", linear_parameters(config), tokens, reached_flops()),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # which paths are taken is said where the table goes
+        predict = load_predictor(system)
+    for labels in [None] if system in GENERATING else options.labels or workload.labels:
+        rows = row_count(system, options.rows or workload.rows, labels)
+        prompts = make_prompts(
+            rows, workload.prompt_tokens, config.vocab_size, options.equal_lengths, options.shared_prefix
+        )
+        label_ids = make_labels(labels or 0, config.vocab_size)
+        call, warm_up = partial(predict, label_ids, prompts), partial(predict, label_ids, prompts[: max(1, rows // 8)])
+        with contextlib.redirect_stdout(sys.stderr):
+            rate = rows / median_call_seconds(warm_up, call)
+        tokens = rate * sum(map(len, prompts)) / rows
+        yield Row(
+            benchmark="inference",
+            shape=shape,
+            weights=weights,
+            prompt_tokens=workload.prompt_tokens,
+            labels=labels,
+            rows=rows,
+            system=system,
+            examples_per_second=rate,
+            tokens_per_second=tokens,
+            peak_gib=peak_gib(),
+            floor_share=floor_share("inference", linear_parameters(config), tokens, reached_flops()),
+        )
 
 
-def predictor(system: str, labels: dict[str, list[int]]) -> Callable[[list[list[int]]], object]:
-    """A function that predicts prompts with a freshly loaded model."""
-    if system in ROWS_FOR_ONE:
-        model = PeftModel.from_pretrained(load_published(quantized=True), str(ADAPTER)).eval()
-        return pipeline_predictor(model) if system == PIPELINE else partial(answer_in_batches, model)
-    return partial(predict_here if system == OURS else score_each_label, load_model(ADAPTER), labels)
+def row_count(system: str, rows: int, labels: int | None) -> int:
+    """How many of so many rows a system gets, so that the slow ones take no longer."""
+    if labels is None:
+        return min(rows, GENERATING[system])
+    return max(2, rows // labels) if system == EACH_LABEL else rows
+
+
+def load_predictor(system: str) -> Callable[[dict[str, list[int]], list[list[int]]], object]:
+    """A function that takes labels and prompts and predicts, with a freshly loaded model."""
+    if system == OURS:
+        return partial(predict_here, load_model(ADAPTER))
+    if system == EACH_LABEL:
+        return partial(score_each_label, load_model(ADAPTER))
+    model = PeftModel.from_pretrained(load_published(quantized=True), str(ADAPTER)).eval()
+    answer = pipeline_predictor(model) if system == PIPELINE else partial(answer_in_batches, model)
+    return lambda _labels, prompts: answer(prompts)
 
 
 def predict_here(model: PreTrainedModel | PeftModel, labels: dict[str, list[int]], prompts: list[list[int]]) -> None:

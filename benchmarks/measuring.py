@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from benchmarks import rate_text
 from stages.common.model import compute_dtype, machine_device
 from stages.common.training.adapter_folder import hardware, library_versions
 
@@ -33,7 +34,7 @@ class Row:
     Attributes:
         benchmark: which of both.
         shape: of the base model.
-        weights: "random", or the real base's name.
+        weights: "random" or "real".
         prompt_tokens: mean tokens of a prompt.
         labels: number of labels; None where the system's speed does not depend on it.
         rows: of an optimizer step, or scored in a call.
@@ -170,29 +171,25 @@ def print_header(own_rows: str) -> None:
     print(f"{measured['device']}, {measured['compute_dtype']}; {versions}\n")
     names = ["workload", "weights", "system", own_rows, "examples/s", "tokens/s", "peak GiB"]
     names += ["of the floor"] if reached_flops() else []
-    names += ["times published"]
+    names += ["times the first"]
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}", flush=True)
 
 
-def report(row: Row, published: Row | None, json_path: Path | None) -> None:
+def report(row: Row, first: Row, json_path: Path | None) -> None:
     """Print a row of the table and, where a file is given, append it there as a line of JSON.
 
     Args:
         row: what to print.
-        published: the published system to compare it with, if it was measured.
+        first: the first one of this shape, to compare it with.
         json_path: a file to append to.
     """
-    times = row.examples_per_second / published.examples_per_second if published else None
+    times = row.examples_per_second / first.examples_per_second
     cells = [row.workload, row.weights, row.system, f"{row.rows:,}"]
-    cells += [_number(row.examples_per_second), f"{row.tokens_per_second:,.0f}"]
+    cells += [rate_text(row.examples_per_second), f"{row.tokens_per_second:,.0f}"]
     cells += ["–" if row.peak_gib is None else f"{row.peak_gib:.1f}"]
     cells += [] if row.floor_share is None else [f"{row.floor_share:.1%}"]
-    cells += ["–" if times is None else f"{times:.2f}"]
+    cells.append(f"{times:.2f}")
     print(f"| {' | '.join(cells)} |", flush=True)
     if json_path is not None:
         with json_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row) | {"times_published": times} | context()) + "\n")
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            file.write(json.dumps(asdict(row) | {"times_first": times} | context()) + "\n")

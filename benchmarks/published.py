@@ -52,11 +52,11 @@ RECIPES = {
 
 
 def default_recipe(rank: int, batch: int) -> Recipe:
-    """TRL's defaults: 8 rows at a time, checkpointing, loss on answers.
+    """TRL's defaults: 8 rows at a time (fewer where 8 does not divide the batch), checkpointing, loss on answers.
 
     On a CPU the base stays in float32: on a quantised one TRL makes the adapter bfloat16, which is slower there.
     """
-    rows = min(8, batch)
+    rows = max(rows for rows in range(1, 9) if batch % rows == 0)
     return Recipe(rank, rows, batch // rows, "adamw_torch", answers_only=True, quantized=torch.cuda.is_available())
 
 

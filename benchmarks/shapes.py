@@ -99,7 +99,7 @@ def entered_project(name: str, base: Path | None) -> Iterator[str]:
         base: a folder with a real base model, taken if it has this shape; or None.
 
     Yields:
-        What the weights are: "random", or the name of the real base's folder.
+        What the weights are, "random" or "real".
     """
     real = base is not None and _has_shape(base, name)
     origin = base.resolve() if base is not None and real else Path("made")
@@ -111,7 +111,7 @@ def entered_project(name: str, base: Path | None) -> Iterator[str]:
         fetch_base(source, BASE_FOLDER)
         write_json(BASE_PIN, pin(source, BASE_FOLDER))
         copy_tokenizer(BASE_FOLDER, TOKENIZER_FOLDER)
-        yield origin.name if real else "random"
+        yield "real" if real else "random"
 
 
 def _has_shape(base: Path, name: str) -> bool:

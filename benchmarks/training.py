@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from benchmarks import OURS
 from benchmarks.measuring import Row, StepClock, floor_share, free_memory, peak_gib, print_header, reached_flops, report
 from benchmarks.published import RECIPES, Recipe, default_recipe, make_recipe_trainer
 from benchmarks.shapes import entered_project, linear_parameters, shape_config
@@ -20,7 +21,7 @@ from stages.common.schema.finetune import Finetune, Lora
 from stages.common.training.rows import longest_row
 from stages.common.training.trainer import make_trainer, micro_batches
 
-OURS, DEFAULTS = "this project", "trl-defaults"
+DEFAULTS = "trl-defaults"
 LABELS = 5
 
 
@@ -32,7 +33,7 @@ class Workload:
         prompt_tokens: mean of a prompt.
         rank: of the adapter, on all linear layers; published recipes have their own.
         batch: rows of an optimizer step; published recipes have their own.
-        systems: compared by default. The first one is what the others are compared with.
+        systems: compared by default, the published recipe first.
     """
 
     prompt_tokens: int
@@ -55,14 +56,14 @@ def main() -> None:
     json_path = options.json.resolve() if options.json else None
     print_header("rows a step")
     for shape in options.shapes:
-        published = None
+        first = None
         with entered_project(shape, options.base) as weights:
             for system in options.systems or WORKLOADS[shape].systems:
                 # Trainers print losses to where the table goes.
                 with contextlib.redirect_stdout(sys.stderr):
                     row = measure(shape, weights, system, options)
-                published = published or (row if system in RECIPES else None)
-                report(row, published, json_path)
+                first = first or row
+                report(row, first, json_path)
 
 
 def read_options() -> argparse.Namespace:
@@ -80,7 +81,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--equal-lengths", action="store_true", help="all prompts have the mean length")
     parser.add_argument("--base", type=Path, help="folder of a real base model, for the shape that it has")
     parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object a line")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.steps, options.warmup_steps, options.batch or 1) < 1:
+        parser.error("--steps, --warmup-steps and --batch must be at least 1")
+    return options
 
 
 def measure(shape: str, weights: str, system: str, options: argparse.Namespace) -> Row:
