@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,27 @@ import numpy as np
 import pytest
 import torch
 
+from stages.common.acceleration.attention import Trees, packed_attention
+from stages.common.acceleration.choice import fast_paths
+from stages.common.acceleration.preparing import load_fast_model
 from stages.common.model import load_model, machine_device
 from stages.common.params import load_params
 from stages.common.scoring.batches import TOKENS_PER_GENERATED_BATCH
 from stages.common.scoring.generation import generate_answers
-from stages.common.scoring.label_scores import score_labels
+from stages.common.scoring.label_predictions import posterior
+from stages.common.scoring.label_scores import _score_each_label, language_model, score_labels
 from stages.common.scoring.references import score_references
+from stages.common.tables import read_table, table_metadata
 from stages.common.training.rows import longest_row, read_rows
 from stages.common.training.trainer import TOKENS_PER_MICRO_BATCH
-from stages.finetune import PARTS, train
+from stages.finetune import ADAPTER, PARTS, train
+from stages.infer import label_ids
 from tests.tiny import make_tokenizer
 from tests.workplace import Workplace, make_workplace
+
+ROOT = Path(__file__).resolve().parents[1]
+# Between the two likeliest labels' probabilities: below it, rounding to bfloat16 may decide.
+CLOSE_CALL = 0.05
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,6 +79,109 @@ def test_running_out_of_memory_makes_the_micro_batch_smaller_and_the_losses_stay
     assert "32 rows x 2 a step" in said
     # bfloat16 has eight bits of precision; the sums are cut in other places.
     np.testing.assert_allclose(cut, whole, rtol=0.02)
+
+
+PLAIN = {"PACK_ROWS": "0", "DENSE_BASE": "0", "RECORD_STEPS": "0"}
+
+
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_fast_paths_train_to_the_losses_of_the_plain_one(
+    prepared: Workplace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    compiled: str,
+) -> None:
+    monkeypatch.chdir(prepared.folder)
+    monkeypatch.setenv("COMPILE_LAYERS", compiled)
+    fast = train_losses(tmp_path / "fast")
+    said = capsys.readouterr().out
+    assert "fast paths: rows without padding, the base dequantised in memory" in said
+    assert "steps recorded" in said.split(";")[0]
+    monkeypatch.setenv("COMPILE_LAYERS", "0")
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+    plain = train_losses(tmp_path / "plain")
+    assert "fast paths: none" in capsys.readouterr().out
+    # bfloat16 has eight bits of precision; sums are made in another order.
+    np.testing.assert_allclose(fast, plain, rtol=0.02)
+
+
+def test_little_memory_costs_no_accuracy(
+    prepared: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(prepared.folder)
+    plenty = train_losses(tmp_path / "plenty")
+    peak = torch.cuda.max_memory_allocated()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    monkeypatch.setenv("LOW_MEMORY", "1")
+    np.testing.assert_allclose(train_losses(tmp_path / "little"), plenty, rtol=0.02)
+    assert "activations recomputed" in capsys.readouterr().out
+    assert torch.cuda.max_memory_allocated() < peak / 2
+
+
+@pytest.mark.parametrize("prefix", [0, 20])
+def test_flash_attention_over_trees_is_that_written_out(prefix: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths, nodes, filling = [5, 130, 17], 3, 4
+    ends = np.cumsum([0, prefix, *lengths, filling])
+    keys = [np.arange(prefix)]
+    for first, last in pairwise(ends[1:-1]):
+        keys += [np.arange(prefix), np.arange(first, last)]
+    keys.append(np.arange(ends[-2], ends[-1]))
+    seen = np.cumsum([0, prefix, *(prefix + length for length in lengths), filling])
+    ancestors = torch.tensor([[True, False, False], [True, True, False], [False, False, True]])
+    arrays = [ends.astype(np.int32), np.concatenate(keys), seen.astype(np.int32)]
+    boundaries, places, key_boundaries = (torch.from_numpy(array).cuda() for array in arrays)
+    of_nodes = torch.arange(len(lengths) + 1, dtype=torch.int32, device="cuda") * nodes
+    layout = Trees(boundaries, places, key_boundaries, prefix + 130, of_nodes, ancestors.cuda())
+    total = int(ends[-1]) + len(lengths) * nodes
+    q, k, v = (torch.randn(1, heads, total, 16, generator=generator).cuda() for heads in (4, 2, 2))
+    module = torch.nn.Module()
+    exact, _ = packed_attention(module, q, k, v, None, layout=layout)
+    found, _ = packed_attention(module, q.bfloat16(), k.bfloat16(), v.bfloat16(), None, layout=layout)
+    torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_fast_scores_are_those_of_each_label_by_itself(
+    prepared: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(prepared.folder)
+    generator = np.random.default_rng(0)
+    prompts = [[9] * 20 + generator.integers(5, 400, length).tolist() for length in generator.integers(1, 60, 200)]
+    labels = [[70, 71, 2], [70, 72, 2], [80, 2]]
+    with torch.inference_mode():
+        plain = np.array(_score_each_label(language_model(load_model(None)), prompts, labels, 4096, lambda _rows: None))
+    for compiled in ("0", "1"):
+        monkeypatch.setenv("COMPILE_LAYERS", compiled)
+        model = load_fast_model(None, 0, scores_labels=True)
+        assert fast_paths(language_model(model)).recorded is None
+        # So many batches are replayed, and one that is not full is among them.
+        np.testing.assert_allclose(score_labels(model, prompts, labels, 500), plain, atol=0.1)
+
+
+def test_on_real_rows_the_merged_adapter_decides_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    if not (ADAPTER / "adapter_model.safetensors").is_file() or not PARTS["train"].is_file():
+        pytest.skip("there is no trained adapter here: `dvc repro` or `dvc pull` makes it")
+    prompt_format = table_metadata(PARTS["train"], "prompt_format")
+    labels = list(label_ids(prompt_format).values())
+    prompts = read_table(PARTS["train"], ["prompt_ids"])["prompt_ids"].to_pylist()[:2000]
+    with torch.inference_mode():
+        model = language_model(load_model(ADAPTER))
+        plain = posterior(np.array(_score_each_label(model, prompts, labels, 16_384, lambda _rows: None)))
+    found = posterior(score_labels(load_fast_model(ADAPTER, 0, scores_labels=True), prompts, labels, 16_384))
+    ranked = np.sort(plain, axis=1)
+    margins = ranked[:, -1] - ranked[:, -2]
+    changed = found.argmax(axis=1) != plain.argmax(axis=1)
+    print(
+        f"{len(prompts)} rows: {changed.sum()} decided otherwise, of margins to {margins[changed].max(initial=0):.3f}"
+    )
+    print(f"a probability differs by {np.abs(found - plain).mean():.5f}, at most by {np.abs(found - plain).max():.3f}")
+    assert len(prompts) == 2000
+    assert not (changed & (margins > CLOSE_CALL)).any()
 
 
 def test_labels_scored_in_bfloat16_on_the_gpu_agree_with_float32_on_the_cpu(
