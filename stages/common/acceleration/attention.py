@@ -113,7 +113,8 @@ def attend(
         causal: whether a token sees no later one; a row's last query belongs to its last key.
 
     Returns:
-        (query tokens, heads, size), and the logarithm of each softmax's divisor, float32 (query tokens, heads).
+        (query tokens, heads, size), and the logarithm of each softmax's divisor, float32 (query tokens, heads). Behind
+        the last row they are undefined.
     """
     if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
         return _attend_row_by_row(q, k, v, q_boundaries, k_boundaries, scale, causal)
@@ -141,19 +142,25 @@ def merge(*parts: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return merged.to(parts[0][0].dtype)
 
 
+# Compiled, the nodes' rows would be put into a copy of the whole output instead of into it.
+@torch.compiler.disable(recursive=False)
 def _attend_trees(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Trees, scale: float) -> torch.Tensor:
     nodes, rows = len(layout.ancestors), len(layout.node_boundaries) - 1
     start = len(q) - nodes * rows
     # Keys and values are few beside queries where heads share them, so that a prefix is cheaply repeated for each row.
     keys, values = k[layout.keys], v[layout.keys]
-    ends, longest = layout.key_boundaries, layout.longest
-    in_rows, _ = attend(q[:start], keys, values, layout.boundaries, ends, longest, longest, scale, causal=True)
-    if nodes == 0:
-        return in_rows
-    of_rows = ends[1:-1]  # prefix and filling have no nodes
-    over_rows = attend(q[start:], keys, values, layout.node_boundaries, of_rows, nodes, longest, scale, causal=False)
-    over_nodes = _attend_ancestors(q[start:], k[start:], v[start:], layout.ancestors, scale)
-    return torch.cat([in_rows, merge(over_rows, over_nodes)])
+    # All queries, although the last row ends before the nodes: so their places are in the output, and written below.
+    seen, _ = attend(
+        q, keys, values, layout.boundaries, layout.key_boundaries, layout.longest, layout.longest, scale, causal=True
+    )
+    if nodes > 0:
+        of_rows = layout.key_boundaries[1:-1]  # prefix and filling have no nodes
+        over_rows = attend(
+            q[start:], keys, values, layout.node_boundaries, of_rows, nodes, layout.longest, scale, causal=False
+        )
+        over_nodes = _attend_ancestors(q[start:], k[start:], v[start:], layout.ancestors, scale)
+        seen[start:] = merge(over_rows, over_nodes)
+    return seen
 
 
 def _attend_ancestors(
@@ -161,13 +168,20 @@ def _attend_ancestors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Every row's nodes over their ancestors and themselves, all rows being the same tree."""
     nodes, key_heads = len(ancestors), k.shape[1]
-    # (rows, key heads, heads that share one, nodes, size)
-    queries = q.unflatten(0, (-1, nodes)).transpose(1, 2).unflatten(1, (key_heads, -1))
-    keys, values = (states.unflatten(0, (-1, nodes)).transpose(1, 2)[:, :, None] for states in (k, v))
-    scores = (queries @ keys.transpose(-1, -2)).float() * scale
-    scores = scores.masked_fill(~ancestors, -torch.inf)
+    # Matrix products are several times slower where a side is no multiple of 8.
+    filling = -nodes % 8
+    hidden = torch.nn.functional.pad(~ancestors, (0, filling), value=True)
+    keys, values = (
+        torch.nn.functional.pad(states.unflatten(0, (-1, nodes)), (0, 0, 0, 0, 0, filling)).transpose(1, 2)
+        for states in (k, v)
+    )
+    # (rows, key heads, heads that share one x nodes, size): one product, without keys repeated for each head.
+    queries = q.unflatten(0, (-1, nodes)).transpose(1, 2).unflatten(1, (key_heads, -1)).flatten(2, 3)
+    scores = (queries @ keys.transpose(-1, -2)).float().unflatten(2, (-1, nodes)) * scale
+    scores = scores.masked_fill(hidden, -torch.inf)
     divisors = scores.logsumexp(dim=-1)
-    seen = (scores - divisors[..., None]).exp().to(v.dtype) @ values
+    weights = (scores - divisors[..., None]).exp().to(v.dtype)
+    seen = (weights.flatten(2, 3) @ values).unflatten(2, (-1, nodes))
     return (
         seen.flatten(1, 2).transpose(1, 2).flatten(0, 1),
         divisors.flatten(1, 2).transpose(1, 2).flatten(0, 1),
@@ -199,4 +213,4 @@ def _attend_row_by_row(
         found = (scores - divisor[..., None]).exp().to(values.dtype) @ values[:, None]
         seen.append(found.flatten(0, 1).transpose(0, 1))
         divisors.append(divisor.flatten(0, 1).transpose(0, 1))
-    return torch.cat(seen), torch.cat(divisors)
+    return torch.cat([*seen, q[q_ends[-1] :]]), torch.cat([*divisors, q[q_ends[-1] :, :, 0]])

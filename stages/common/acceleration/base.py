@@ -24,8 +24,7 @@ def dequantize_base(model: PreTrainedModel) -> None:
     for name, quantized in _quantized(model).items():
         packed: Any = quantized.weight
         weight = dequantize_4bit(packed.data, packed.quant_state).to(model.dtype)
-        layer = torch.nn.Linear(0, 0, bias=False, device=weight.device, dtype=weight.dtype)
-        layer.in_features, layer.out_features = quantized.in_features, quantized.out_features
+        layer = torch.nn.Linear(quantized.in_features, quantized.out_features, bias=False, device="meta")
         layer.weight = torch.nn.Parameter(weight, requires_grad=False)
         layer.bias = quantized.bias
         parent, _, child = name.rpartition(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,21 +16,19 @@ class Recording:
 
     Args:
         function: gets tensors of the same names and shapes each time, and must not read any of them on the host.
-        inputs: a first set of them; the function is run three times with it, which compiles and warms up.
+        inputs: a first set of them; the function is run once with it, which compiles and warms up.
         pool: of `torch.cuda.graph_pool_handle()`: recordings that never need each other's outputs can share memory.
     """
 
     def __init__(self, function: Callable[[Tensors], Any], inputs: Tensors, pool: Any = None) -> None:
         self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         # As PyTorch asks for: a side stream, on which what is recorded has run before.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                function(self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        _side_stream().wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(_side_stream()):
+            function(self._inputs)
+        torch.cuda.current_stream().wait_stream(_side_stream())
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with torch.cuda.graph(self._graph, pool=pool, stream=_side_stream()):
             self._output = function(self._inputs)
 
     def __call__(self, inputs: Tensors) -> Any:
@@ -38,3 +37,9 @@ class Recording:
             self._inputs[name].copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._output
+
+
+# One for all recordings: cuBLAS keeps some 32 MiB for each stream that it has worked on.
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()

@@ -60,8 +60,9 @@ def score_packed(
     """
     tree, prefix = build_tree(label_ids), shared_prefix(prompts)
     lengths = np.array([len(prompt) for prompt in prompts]) - len(prefix)
+    costs = lengths + len(tree.tokens)
     while True:
-        batches = deal(lengths + len(tree.tokens), tokens_per_batch)
+        batches = deal(costs, tokens_per_batch)
         shape = shape_of(batches, lengths, prefix)
         try:
             scores = _score_batches(model, prompts, label_ids, tree, batches, shape, advance)
@@ -69,7 +70,7 @@ def score_packed(
             if shape.rows == 1:
                 raise memory_error(shape.longest) from None
             # All batches are as large, so that none was done.
-            tokens_per_batch = int(tokens_per_batch * (shape.rows // 2) / shape.rows)
+            tokens_per_batch = max(int(costs[batch].sum()) for batch in batches) // 2
             torch.cuda.empty_cache()
         else:
             found = np.empty((len(prompts), len(label_ids)))
