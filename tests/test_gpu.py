@@ -31,7 +31,7 @@ from tests.workplace import Workplace, make_workplace
 
 ROOT = Path(__file__).resolve().parents[1]
 # Between the two likeliest labels' probabilities: below it, rounding to bfloat16 may decide.
-CLOSE_CALL = 0.05
+CLOSE_CALL = 0.1
 
 pytestmark = [
     pytest.mark.gpu,
@@ -162,26 +162,38 @@ def test_fast_scores_are_those_of_each_label_by_itself(
         np.testing.assert_allclose(score_labels(model, prompts, labels, 500), plain, atol=0.1)
 
 
-def test_on_real_rows_the_merged_adapter_decides_as_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_real_rows_fast_paths_decide_as_float32_does_but_for_close_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     if not (ADAPTER / "adapter_model.safetensors").is_file() or not PARTS["train"].is_file():
         pytest.skip("there is no trained adapter here: `dvc repro` or `dvc pull` makes it")
-    prompt_format = table_metadata(PARTS["train"], "prompt_format")
-    labels = list(label_ids(prompt_format).values())
+    labels = list(label_ids(table_metadata(PARTS["train"], "prompt_format")).values())
     prompts = read_table(PARTS["train"], ["prompt_ids"])["prompt_ids"].to_pylist()[:2000]
-    with torch.inference_mode():
-        model = language_model(load_model(ADAPTER))
-        plain = posterior(np.array(_score_each_label(model, prompts, labels, 16_384, lambda _rows: None)))
-    found = posterior(score_labels(load_fast_model(ADAPTER, 0, scores_labels=True), prompts, labels, 16_384))
-    ranked = np.sort(plain, axis=1)
-    margins = ranked[:, -1] - ranked[:, -2]
-    changed = found.argmax(axis=1) != plain.argmax(axis=1)
-    print(
-        f"{len(prompts)} rows: {changed.sum()} decided otherwise, of margins to {margins[changed].max(initial=0):.3f}"
-    )
-    print(f"a probability differs by {np.abs(found - plain).mean():.5f}, at most by {np.abs(found - plain).max():.3f}")
     assert len(prompts) == 2000
-    assert not (changed & (margins > CLOSE_CALL)).any()
+
+    def each_label_by_itself() -> np.ndarray:
+        model = language_model(load_model(ADAPTER))
+        with torch.inference_mode():
+            return posterior(np.array(_score_each_label(model, prompts, labels, 16_384, lambda _rows: None)))
+
+    found = {
+        "fast": posterior(score_labels(load_fast_model(ADAPTER, 0, scores_labels=True), prompts, labels, 16_384)),
+        "plain": each_label_by_itself(),
+    }
+    monkeypatch.setattr("stages.common.model.compute_dtype", lambda _device: torch.float32)
+    exact = each_label_by_itself()
+    ranked = np.sort(exact, axis=1)
+    margins = ranked[:, -1] - ranked[:, -2]
+    errors = {}
+    for name, probabilities in found.items():
+        changed = probabilities.argmax(axis=1) != exact.argmax(axis=1)
+        errors[name] = np.abs(probabilities - exact)
+        print(
+            f"{name}: {changed.sum()} of {len(prompts)} rows decided otherwise than in float32, of margins to "
+            f"{margins[changed].max(initial=0):.3f}; error of a probability {errors[name].mean():.5f}, at most "
+            f"{errors[name].max():.3f}"
+        )
+        assert not (changed & (margins > CLOSE_CALL)).any(), name
+    assert errors["fast"].mean() < 1.5 * errors["plain"].mean(), "rounding the merged weights costs about as much"
 
 
 def test_labels_scored_in_bfloat16_on_the_gpu_agree_with_float32_on_the_cpu(

@@ -28,8 +28,12 @@ class Recording:
             function(self._inputs)
         torch.cuda.current_stream().wait_stream(_side_stream())
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=_side_stream()):
-            self._output = function(self._inputs)
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, stream=_side_stream()):
+                self._output = function(self._inputs)
+        except RuntimeError as error:
+            # Where memory runs out, ending the recording fails too, and hides why.
+            raise error.__context__ if isinstance(error.__context__, torch.OutOfMemoryError) else error from None
 
     def __call__(self, inputs: Tensors) -> Any:
         """The function's output, which the next call overwrites."""
