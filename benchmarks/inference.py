@@ -29,13 +29,13 @@ from benchmarks.published import answer_in_batches, load_published, pipeline_pre
 from benchmarks.shapes import entered_project, linear_parameters, shape_config
 from benchmarks.workloads import make_labels, make_prompts
 from stages.common.acceleration.choice import fast_paths
-from stages.common.acceleration.preparing import load_fast_model
 from stages.common.errors import run_stage
 from stages.common.model import load_base, load_model
 from stages.common.schema.measuring import Infer
 from stages.common.scoring.batches import TOKENS_PER_BATCH
 from stages.common.scoring.label_predictions import predict_label
 from stages.common.scoring.label_scores import _score_each_label, language_model
+from stages.common.scoring.loading import load_fast_model
 
 EACH_LABEL, PIPELINE, GENERATE = "each label by itself", "pipeline", "batched generate"
 RANK = 16

@@ -163,7 +163,7 @@ def load(adapter: Adapter, max_new_tokens: int) -> Predictor:
     note = pin_base(adapter.folder)
     if note is not None:
         print(note, file=sys.stderr, flush=True)
-    from stages.common.acceleration.preparing import load_fast_model
+    from stages.common.scoring.loading import load_fast_model
 
     # How many texts will come is not known, so that compiling is left to COMPILE_LAYERS=1.
     model = load_fast_model(adapter.folder, 0, scores_labels=not adapter.answers_with_texts)

@@ -181,8 +181,8 @@ def main() -> None:
     print(f"infer: loading the base model{' and the adapter' if name == 'adapter' else ''}", flush=True)
     # Importing torch and transformers takes seconds, in which the line above is on the screen.
     from stages.common.acceleration.choice import fast_paths
-    from stages.common.acceleration.preparing import load_fast_model
     from stages.common.scoring.label_scores import language_model
+    from stages.common.scoring.loading import load_fast_model
 
     tokens = sum(prompt_tokens(path) for path in paths)
     adapter = ADAPTER_FOLDER if name == "adapter" else None

@@ -9,7 +9,6 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from stages.common.acceleration.attention import merge
 from stages.common.acceleration.base import dequantize_base, linear_parameters
 from stages.common.acceleration.choice import (
     LEAST_COMPILED_FLOP,
@@ -19,9 +18,10 @@ from stages.common.acceleration.choice import (
     low_memory,
     packing_obstacle,
 )
-from stages.common.acceleration.preparing import load_fast_model
 from stages.common.errors import UserError
 from stages.common.model import load_base
+from stages.common.scoring.loading import load_fast_model
+from stages.common.scoring.tree_attention import merge
 from tests.test_label_scores import tiny_model
 from tests.workplace import Workplace, make_workplace
 
@@ -48,7 +48,7 @@ def base(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_every_path_is_taken_or_the_line_for_the_log_says_why_not(base: Any) -> None:
-    paths = choose_paths(base, 0)
+    paths = choose_paths(base, 0, trains=True)
     said = str(paths)
     assert said.startswith("fast paths: ")
     for what, reason in zip(SWITCHES.values(), paths, strict=True):
@@ -62,27 +62,27 @@ def test_each_path_can_be_taken_and_left_by_its_switch(base: Any, monkeypatch: p
     index = list(SWITCHES).index(name)
     monkeypatch.setenv("PACK_ROWS", "1")
     monkeypatch.setenv(name, "1")
-    assert choose_paths(base, 0)[index] is None
+    assert choose_paths(base, 0, trains=True)[index] is None
     monkeypatch.setenv(name, "0")
-    assert choose_paths(base, 0)[index] == f"{name}=0"
+    assert choose_paths(base, 0, trains=True)[index] == f"{name}=0"
 
 
 def test_a_switch_that_asks_for_the_impossible_is_refused(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECORD_STEPS", "1")
     with pytest.raises(UserError, match=r"RECORD_STEPS=1 .* steps recorded, which cannot be had: there is no GPU"):
-        choose_paths(base, 0)
+        choose_paths(base, 0, trains=True)
     monkeypatch.delenv("RECORD_STEPS")
     monkeypatch.setenv("PACK_ROWS", "0")
     monkeypatch.setenv("COMPILE_LAYERS", "1")
     with pytest.raises(UserError, match=r"COMPILE_LAYERS=1 .* it needs rows without padding"):
-        choose_paths(base, 0)
+        choose_paths(base, 0, trains=True)
 
 
 @pytest.mark.parametrize("name", [*SWITCHES, "LOW_MEMORY"])
 def test_a_switch_is_0_or_1(base: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "yes")
     with pytest.raises(UserError, match=f"{name}=yes in the environment: 0 turns it off, 1 on"):
-        choose_paths(base, 0)
+        choose_paths(base, 0, trains=True)
         low_memory()
 
 

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.acceleration.attention import Trees, packed_attention
+from stages.common.acceleration.attention import packed_attention
 from stages.common.acceleration.choice import fast_paths
-from stages.common.acceleration.preparing import load_fast_model
 from stages.common.model import load_model, machine_device
 from stages.common.params import load_params
 from stages.common.scoring.batches import TOKENS_PER_GENERATED_BATCH
 from stages.common.scoring.generation import generate_answers
 from stages.common.scoring.label_predictions import posterior
 from stages.common.scoring.label_scores import _score_each_label, language_model, score_labels
+from stages.common.scoring.loading import load_fast_model
 from stages.common.scoring.references import score_references
+from stages.common.scoring.tree_attention import Trees
 from stages.common.tables import read_table, table_metadata
 from stages.common.training.rows import longest_row, read_rows
 from stages.common.training.trainer import TOKENS_PER_MICRO_BATCH

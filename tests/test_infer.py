@@ -96,7 +96,7 @@ def run_main(
         prepare_layers(model, FastPaths(*["the test does without"] * 4))
         return model
 
-    monkeypatch.setattr("stages.common.acceleration.preparing.load_fast_model", load_fast_model)
+    monkeypatch.setattr("stages.common.scoring.loading.load_fast_model", load_fast_model)
     monkeypatch.setattr("sys.argv", ["infer", *arguments])
     inline = str(values).replace("None", "null").replace("False", "false").replace("True", "true")
     Path("params.yaml").write_text(PARAMS.format(inline, method, limit))

@@ -115,4 +115,4 @@ def test_memory_that_runs_out_makes_batches_smaller_and_costs_no_digit(monkeypat
     expected = score_labels(model, prompts, label_ids, 10_000)
     model.register_forward_pre_hook(run_out, with_kwargs=True)
     np.testing.assert_allclose(score_labels(model, prompts, label_ids, 10_000), expected, rtol=0, atol=1e-5)
-    assert rows[:2] == [20, 10] and rows == sorted(rows, reverse=True) and rows[-1] <= 3
+    assert rows[0] == 20 and rows == sorted(rows, reverse=True) and rows[-1] <= 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
@@ -53,19 +54,20 @@ class FastPaths(NamedTuple):
         return "; ".join([f"fast paths: {taken}", *(f"not {what}: {why}" for what, why in said if why is not None)])
 
 
-def choose_paths(model: PreTrainedModel, flop: float, dropout: float = 0.0) -> FastPaths:
+def choose_paths(model: PreTrainedModel, flop: float, *, trains: bool, dropout: float = 0.0) -> FastPaths:
     """The fast paths for a base model in NF4 on its device.
 
     Args:
         model: the base as `load_base` gives it.
         flop: arithmetic of the whole run; see `forward_flop`.
-        dropout: of the adapter, while it is trained.
+        trains: whether an adapter is trained on it; else it is used for predictions.
+        dropout: of the adapter that is trained.
 
     Raises:
         UserError: a switch in the environment is neither 0 nor 1, or asks for what model or machine cannot do.
     """
     packed = _decide("PACK_ROWS", packing_obstacle(model), None)
-    dense = _decide("DENSE_BASE", None, _dense_doubt(model))
+    dense = _decide("DENSE_BASE", None, _dense_doubt(model, trains=trains))
     needs_packing = None if packed is None else "it needs rows without padding"
     needs_gpu = None if model.device.type == "cuda" else "there is no GPU"
     small = None if flop >= LEAST_COMPILED_FLOP else f"{flop / 1e15:,.1f} PFLOP are too few for it to pay"
@@ -122,13 +124,14 @@ def low_memory() -> bool:
     return bool(_switch("LOW_MEMORY"))
 
 
-def _dense_doubt(model: PreTrainedModel) -> str | None:
+def _dense_doubt(model: PreTrainedModel, *, trains: bool) -> str | None:
     if low_memory():
         return "LOW_MEMORY=1"
-    if model.device.type != "cuda":
-        return "on a CPU it gains nothing"
+    on_gpu = model.device.type == "cuda"
+    if trains and not on_gpu:
+        return "a CPU gains nothing by it in training"
     needed = linear_parameters(model) * model.dtype.itemsize
-    free, _ = torch.cuda.mem_get_info(model.device)
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
     if needed > MOST_DENSE_SHARE * free:
         return f"it would take {needed / 2**30:.1f} of {free / 2**30:.1f} GiB that are free"
     return None

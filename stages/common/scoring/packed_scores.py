@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stages.common.acceleration.attention import Trees
 from stages.common.acceleration.choice import fast_paths
 from stages.common.acceleration.recording import Recording, Tensors
 from stages.common.scoring.batches import memory_error
 from stages.common.scoring.label_tree import LabelTree, build_tree, shared_prefix
+from stages.common.scoring.tree_attention import Trees
 
 # Fewer batches are done before a recording of them is made.
 LEAST_RECORDED_BATCHES = 6

@@ -158,7 +158,8 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
     if params.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
     base = load_base()
-    paths = choose_paths(base, 2 * forward_flop(base, trained_tokens(params, rows["train"])), params.lora.dropout)
+    flop = 2 * forward_flop(base, trained_tokens(params, rows["train"]))
+    paths = choose_paths(base, flop, trains=True, dropout=params.lora.dropout)
     print(f"finetune: {paths}", flush=True)
     if paths.dense is None:
         dequantize_base(base)
