@@ -24,8 +24,8 @@ SWITCHES = {
     "COMPILE_LAYERS": "layers compiled",
     "RECORD_STEPS": "steps recorded",
 }
-# Compiling takes 10 to 20 s, and 80 s the first time on a machine; on an H200 it then saves two fifths of a step. 2e16 are
-# some 80 s of work there, see docs/performance.md.
+# Compiling takes 10 to 20 s, and 80 s the first time on a machine; it then saves two fifths of a step on an H200, where
+# this is some 80 s of work, see docs/performance.md.
 LEAST_COMPILED_FLOP = 2e16
 # The dequantised base may take this share of the memory that is free.
 MOST_DENSE_SHARE = 0.25
