@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
 
+from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.base import dequantize_base, linear_parameters
 from stages.common.acceleration.choice import (
     LEAST_COMPILED_FLOP,
@@ -135,3 +138,32 @@ def test_attention_over_parts_is_put_together_to_attention_over_all() -> None:
 
     whole, _ = attend(slice(None))
     torch.testing.assert_close(merge(attend(slice(5)), attend(slice(5, 9))), whole)
+
+
+@pytest.mark.parametrize("modules", ["lm_head", "embed_tokens", "q_proj"])
+def test_an_adapter_of_tied_embeddings_is_not_merged_into_both(base: Any, tmp_path: Path, modules: str) -> None:
+    torch.manual_seed(0)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=[modules], task_type="CAUSAL_LM")).eval()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name or "lora_embedding_B" in name:
+                weight.normal_(std=0.5)
+        expected = adapted(input_ids=IDS).logits
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    model = load_fast_model(tmp_path / "adapter", 0, scores_labels=False)
+    assert isinstance(model, PeftModel) == (modules != "q_proj")
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_2000_tokens_take_no_memory_for_all_pairs_of_them() -> None:
+    q, k, v = (torch.randn(2000, heads, 16, requires_grad=True) for heads in (8, 2, 2))
+    saved: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        Rows(torch.tensor([0, 2000], dtype=torch.int32), 2000).attend(q, k, v, 0.25)
+    assert saved and max(saved) <= q.numel()

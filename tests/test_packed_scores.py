@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from stages.common.acceleration.choice import FastPaths
 from stages.common.acceleration.preparing import prepare_layers
+from stages.common.errors import UserError
 from stages.common.scoring.label_predictions import posterior
 from stages.common.scoring.label_scores import plain_path_reason, score_labels
-from stages.common.scoring.packed_scores import LEAST_RECORDED_BATCHES, deal
+from stages.common.scoring.label_tree import build_tree
+from stages.common.scoring.packed_scores import Shape, _runner, common_shape, deal, packed_inputs
 from tests.test_label_scores import LABEL_SETS, brute_force, random_prompts, tiny_model, with_adapter
 
 ON_CPU = FastPaths(packed=None, dense="no", compiled="no", recorded="no")
@@ -81,15 +84,27 @@ def test_an_adapter_counts_merged_or_not() -> None:
     np.testing.assert_allclose(score_labels(merged, prompts, label_ids, 150), expected, rtol=0, atol=1e-4)
 
 
-def test_all_batches_have_one_shape_so_that_they_can_be_recorded() -> None:
-    shapes: set[tuple[int, ...]] = set()
-    model = packed(tiny_model("llama"))
-    model.register_forward_pre_hook(lambda _, __, inputs: shapes.add(inputs["input_ids"].shape), with_kwargs=True)
-    done: list[int] = []
-    prompts = random_prompts(count=50)
-    score_labels(model, prompts, LABEL_SETS["shared first tokens"], 200, done.append)
-    assert len(shapes) == 1
-    assert len(done) > LEAST_RECORDED_BATCHES and sum(done) == 50 and max(done) - min(done) == 1
+def test_batches_that_can_be_recorded_have_one_shape_and_little_filling() -> None:
+    lengths = np.random.default_rng(0).integers(10, 100, 103)
+    batches = deal(lengths, 1000)
+    shape = common_shape(batches, lengths, [1, 2])
+    assert shape is not None
+    assert shape.rows == max(map(len, batches)) and shape.longest == 2 + lengths.max()
+    assert shape.rest_tokens >= max(lengths[batch].sum() for batch in batches)
+    assert shape.rest_tokens * len(batches) < 1.13 * lengths.sum()
+    assert common_shape(deal(np.array([5000, 3, 4]), 1000), np.array([5000, 3, 4]), []) is None
+
+
+def test_filled_up_batches_score_as_others_do() -> None:
+    model, label_ids = packed(tiny_model("llama")), LABEL_SETS["shared first tokens"]
+    prompts = random_prompts(count=5, shared=20)
+    tree = build_tree(label_ids)
+    expected = score_labels(model, prompts, label_ids, 10_000)
+    run = _runner(model, tree, len(label_ids))
+    shape = Shape(prompts[0][:20], rows=7, rest_tokens=sum(map(len, prompts)) - 100 + 12, longest=60)
+    with torch.inference_mode():
+        found = run(packed_inputs(prompts, shape, tree, model.device), shape)
+    np.testing.assert_allclose(found[:5].numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_rows_are_dealt_into_batches_of_about_as_many_tokens() -> None:
@@ -98,7 +113,6 @@ def test_rows_are_dealt_into_batches_of_about_as_many_tokens() -> None:
     assert sorted(np.concatenate(batches).tolist()) == list(range(103))
     totals = [costs[batch].sum() for batch in batches]
     assert max(totals) <= 1.1 * 1000 and max(totals) - min(totals) < 200
-    assert [len(batch) for batch in deal(np.array([5000, 3, 4]), 1000)] == [1, 1, 1]
 
 
 def test_memory_that_runs_out_makes_batches_smaller_and_costs_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +125,34 @@ def test_memory_that_runs_out_makes_batches_smaller_and_costs_no_digit(monkeypat
             raise torch.OutOfMemoryError
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    prompts, label_ids = random_prompts(count=20), LABEL_SETS["shared first tokens"]
+    # One is much longer than the others.
+    prompts, label_ids = [*random_prompts(count=19), [7] * 300], LABEL_SETS["shared first tokens"]
     expected = score_labels(model, prompts, label_ids, 10_000)
     model.register_forward_pre_hook(run_out, with_kwargs=True)
     np.testing.assert_allclose(score_labels(model, prompts, label_ids, 10_000), expected, rtol=0, atol=1e-5)
-    assert rows[0] == 20 and rows == sorted(rows, reverse=True) and rows[-1] <= 3
+    assert rows[:3] == [20, 10, 5] and sum(count for count in rows if count <= 3) == 20
+    model.register_forward_pre_hook(_never_enough)
+    with pytest.raises(UserError, match="memory is too small for one sequence of about"):
+        score_labels(model, prompts, label_ids, 10_000)
+
+
+def _never_enough(_module: torch.nn.Module, _arguments: Any) -> None:
+    raise torch.OutOfMemoryError
+
+
+def test_one_long_prompt_makes_no_other_batch_long() -> None:
+    model, tokens = packed(tiny_model("llama")), []
+    model.register_forward_pre_hook(lambda _, __, inputs: tokens.append(inputs["input_ids"].shape[1]), with_kwargs=True)
+    prompts, label_ids = [*random_prompts(count=60), [7] * 300], LABEL_SETS["shared first tokens"]
+    score_labels(model, prompts, label_ids, 200)
+    assert sorted(tokens)[-2] <= 200 < max(tokens)
+
+
+def test_threads_share_a_model() -> None:
+    model, label_ids = packed(tiny_model("llama")), LABEL_SETS["shared first tokens"]
+    jobs = [random_prompts(count=count, seed=count) for count in range(2, 12)] * 4
+    expected = [score_labels(model, prompts, label_ids, 200) for prompts in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda prompts: score_labels(model, prompts, label_ids, 200), jobs))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)

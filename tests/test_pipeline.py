@@ -93,7 +93,7 @@ def test_a_comment_in_shared_code_runs_cheap_stages_only(changed: Project) -> No
 
 
 def test_a_real_edit_of_a_helper_of_training_runs_training_and_what_reads_the_adapter(changed: Project) -> None:
-    changed.edit_file("stages/common/training/answer_loss.py", "IGNORED = -100", "SPARE = 1\nIGNORED = -100")
+    changed.edit_file("stages/common/training/collating.py", "IGNORED = -100", "SPARE = 1\nIGNORED = -100")
     # The loss stays what it was, so the predictions do, and nothing behind them runs.
     assert changed.repro() - REPORT == {"code", "finetune", "infer"}
 

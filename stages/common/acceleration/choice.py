@@ -7,6 +7,7 @@ it off, 1 takes it even where it may not pay.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -54,7 +55,9 @@ class FastPaths(NamedTuple):
         return "; ".join([f"fast paths: {taken}", *(f"not {what}: {why}" for what, why in said if why is not None)])
 
 
-def choose_paths(model: PreTrainedModel, flop: float, *, trains: bool, dropout: float = 0.0) -> FastPaths:
+def choose_paths(
+    model: PreTrainedModel, flop: float, *, trains: bool, dropout: float = 0.0, memory_is_short: bool = False
+) -> FastPaths:
     """The fast paths for a base model in NF4 on its device.
 
     Args:
@@ -62,18 +65,21 @@ def choose_paths(model: PreTrainedModel, flop: float, *, trains: bool, dropout: 
         flop: arithmetic of the whole run; see `forward_flop`.
         trains: whether an adapter is trained on it; else it is used for predictions.
         dropout: of the adapter that is trained.
+        memory_is_short: whether activations are recomputed to save memory.
 
     Raises:
         UserError: a switch in the environment is neither 0 nor 1, or asks for what model or machine cannot do.
     """
     packed = _decide("PACK_ROWS", packing_obstacle(model), None)
-    dense = _decide("DENSE_BASE", None, _dense_doubt(model, trains=trains))
+    dense = _decide(
+        "DENSE_BASE", None, _dense_doubt(model, trains=trains) or ("memory is short" if memory_is_short else None)
+    )
     needs_packing = None if packed is None else "it needs rows without padding"
     needs_gpu = None if model.device.type == "cuda" else "there is no GPU"
     small = None if flop >= LEAST_COMPILED_FLOP else f"{flop / 1e15:,.1f} PFLOP are too few for it to pay"
     compiled = _decide("COMPILE_LAYERS", needs_packing, needs_gpu or small)
-    random = None if dropout == 0 else "finetune.lora.dropout draws random numbers"
-    return FastPaths(packed, dense, compiled, _decide("RECORD_STEPS", needs_gpu or needs_packing or random, None))
+    obstacle = needs_gpu or needs_packing or _recording_obstacle(model, dropout, memory_is_short)
+    return FastPaths(packed, dense, compiled, _decide("RECORD_STEPS", obstacle, None))
 
 
 def remember(model: PreTrainedModel, paths: FastPaths) -> None:
@@ -110,9 +116,18 @@ def packing_obstacle(model: PreTrainedModel) -> str | None:
         if model.dtype != torch.bfloat16:
             return "this GPU has no fast bfloat16"
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        if size > MOST_HEAD_SIZE:
-            return f"its heads have {size} numbers, more than {MOST_HEAD_SIZE}"
+        if size > MOST_HEAD_SIZE or size % 8:
+            return f"its heads have {size} numbers: FlashAttention takes multiples of 8 up to {MOST_HEAD_SIZE}"
     return None
+
+
+def _recording_obstacle(model: PreTrainedModel, dropout: float, memory_is_short: bool) -> str | None:
+    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return "its positions depend on the longest row of a batch"
+    if dropout:
+        return "finetune.lora.dropout draws random numbers"
+    return "activations are recomputed" if memory_is_short else None
 
 
 def low_memory() -> bool:
@@ -131,10 +146,19 @@ def _dense_doubt(model: PreTrainedModel, *, trains: bool) -> str | None:
     if trains and not on_gpu:
         return "a CPU gains nothing by it in training"
     needed = linear_parameters(model) * model.dtype.itemsize
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else _available_memory()
     if needed > MOST_DENSE_SHARE * free:
         return f"it would take {needed / 2**30:.1f} of {free / 2**30:.1f} GiB that are free"
     return None
+
+
+def _available_memory() -> int:
+    """Bytes of main memory that this process may still take, in a container of what the container has."""
+    free = psutil.virtual_memory().available
+    most, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if most.is_file() and (limit := most.read_text().strip()) != "max":
+        free = min(free, int(limit) - int(used.read_text()))
+    return free
 
 
 def _decide(name: str, obstacle: str | None, doubt: str | None) -> str | None:
@@ -150,5 +174,6 @@ def _decide(name: str, obstacle: str | None, doubt: str | None) -> str | None:
 def _switch(name: str) -> bool | None:
     value = os.environ.get(name)
     if value not in (None, "", "0", "1"):
-        raise UserError(f"{name}={value} in the environment: 0 turns it off, 1 on; unset, it is chosen automatically")
+        unset = "it is off" if name == "LOW_MEMORY" else "it is chosen automatically"
+        raise UserError(f"{name}={value} in the environment: 0 turns it off, 1 on; unset, {unset}")
     return None if not value else value == "1"

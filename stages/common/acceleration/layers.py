@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -26,16 +27,22 @@ def narrow_last_layer(model: PreTrainedModel) -> None:
     the LM head) is needed where a token is predicted. The model's forward pass takes `kept` from now on: int64, the
     places in its one sequence.
     """
-    last = decoder_layers(model)[-1]
+    last: Any = decoder_layers(model)[-1]
     last.forward = functools.partial(_narrow_forward, last)
+    last.self_attn.o_proj.register_forward_pre_hook(_keep)
+
+
+# What a thread's forward pass keeps: the attention layer does not hand it on to its output projection.
+_here = threading.local()
+
+
+def _keep(_module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (arguments[0][:, _here.kept],)
 
 
 def _narrow_forward(layer: Any, hidden_states: torch.Tensor, kept: torch.Tensor, **named: Any) -> torch.Tensor:
-    hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _module, arguments: (arguments[0][:, kept],))
-    try:
-        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **named)
-    finally:
-        hook.remove()
+    _here.kept = kept
+    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **named)
     hidden_states = hidden_states[:, kept] + attended
     outputs: torch.Tensor = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
     return outputs
@@ -45,8 +52,3 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile the layers' forward passes, once for all of them and for every length; the last one stays as it is."""
     for layer in decoder_layers(model)[:-1]:
         layer.compile(dynamic=True)
-
-
-def are_compiled(model: PreTrainedModel) -> bool:
-    """Whether `compile_layers` was called."""
-    return decoder_layers(model)[0]._compiled_call_impl is not None

@@ -29,7 +29,8 @@ class Recording:
         torch.cuda.current_stream().wait_stream(_side_stream())
         self._graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self._graph, pool=pool, stream=_side_stream()):
+            # "thread_local": otherwise the thread that pins the next batch's memory would break the recording.
+            with torch.cuda.graph(self._graph, pool, _side_stream(), capture_error_mode="thread_local"):
                 self._output = function(self._inputs)
         except RuntimeError as error:
             # Where memory runs out, ending the recording fails too, and hides why.

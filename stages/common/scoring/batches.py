@@ -48,7 +48,10 @@ def map_in_batches(
             computed = compute(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
-                raise memory_error(longest) from None
+                raise UserError(
+                    f"the GPU's memory is too small for one sequence of about {longest:,} tokens: free memory that "
+                    "other programs hold (see nvidia-smi), or lower format_prompts.max_length_tokens."
+                ) from None
             tokens_per_batch = longest * (len(batch) // 2)
             torch.cuda.empty_cache()
             continue
@@ -57,14 +60,6 @@ def map_in_batches(
         start += len(batch)
         advance(len(batch))
     return results
-
-
-def memory_error(tokens: int) -> UserError:
-    """What to say when so many tokens are too many for the device."""
-    return UserError(
-        f"the GPU's memory is too small for one sequence of about {tokens:,} tokens: free memory that other programs "
-        "hold (see nvidia-smi), or lower format_prompts.max_length_tokens."
-    )
 
 
 def pad(sequences: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from stages.common.acceleration.base import dequantize_base
@@ -38,7 +39,15 @@ def load_fast_model(adapter: Path | None, tokens: int, *, scores_labels: bool) -
     if paths.dense is None:
         dequantize_base(base)
     model = base if adapter is None else add_adapter(base, adapter)
-    if paths.dense is None and isinstance(model, PeftModel):
+    if paths.dense is None and isinstance(model, PeftModel) and not _adapts_embeddings(model):
         model = model.merge_and_unload()
     prepare_layers(language_model(model), paths)
     return model
+
+
+def _adapts_embeddings(model: PeftModel) -> bool:
+    """Whether the adapter changes the embeddings or the LM head: tied, they would both be changed by merging."""
+    decoder = language_model(model)
+    return any(
+        isinstance(end, BaseTunerLayer) for end in (decoder.get_input_embeddings(), decoder.get_output_embeddings())
+    )

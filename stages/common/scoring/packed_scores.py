@@ -1,6 +1,6 @@
 """The label tree scored over rows without padding: prefix, prompts and nodes of a batch are one sequence.
 
-All batches have one shape, so that a GPU replays one recording; results are read when all batches are queued.
+On a GPU with enough batches all have one shape, so that one recording is replayed, and results are read at the end.
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ from transformers import PreTrainedModel
 
 from stages.common.acceleration.choice import fast_paths
 from stages.common.acceleration.recording import Recording, Tensors
-from stages.common.scoring.batches import memory_error
+from stages.common.scoring.batches import map_in_batches
 from stages.common.scoring.label_tree import LabelTree, build_tree, shared_prefix
 from stages.common.scoring.tree_attention import Trees
 
-# Fewer batches are done before a recording of them is made.
+# With fewer, or where filling them up to one shape would add more than this, batches are run as they come.
 LEAST_RECORDED_BATCHES = 6
+MOST_FILLING = 1 / 8
+# Logits of a batch, in numbers: 4 GiB in bfloat16, half a GiB in float32.
+MOST_LOGITS = {"cuda": 2**31, "cpu": 2**27}
+
+Compute = Callable[[list[int]], torch.Tensor]
 
 
 class Shape(NamedTuple):
-    """What all batches of a call have in common.
+    """The shape of a batch.
 
     Attributes:
         prefix: the tokens that all prompts begin with.
-        rows: prompts in a batch.
-        rest_tokens: tokens of all rests of a batch, filling included.
+        rows: prompts in it.
+        rest_tokens: tokens of all rests, filling included.
         longest: tokens of the longest prompt, or of the most filling.
     """
 
@@ -60,22 +65,38 @@ def score_packed(
     """
     tree, prefix = build_tree(label_ids), shared_prefix(prompts)
     lengths = np.array([len(prompt) for prompt in prompts]) - len(prefix)
-    costs = lengths + len(tree.tokens)
-    while True:
-        batches = deal(costs, tokens_per_batch)
-        shape = shape_of(batches, lengths, prefix)
+    costs = np.maximum(lengths + len(tree.tokens), _tokens_of_logits(model, 1 + len(tree.tokens), tokens_per_batch))
+    run = _runner(model, tree, len(label_ids))
+
+    def compute(batch: list[int], shape: Shape) -> torch.Tensor:
+        inputs = packed_inputs([prompts[index] for index in batch], shape, tree, model.device)
+        return run(inputs, shape)[: len(batch)].clone()
+
+    batches = deal(costs, tokens_per_batch)
+    shape = common_shape(batches, lengths, prefix)
+    if fast_paths(model).recorded is None and shape is not None and len(batches) >= LEAST_RECORDED_BATCHES:
         try:
-            scores = _score_batches(model, prompts, label_ids, tree, batches, shape, advance)
+            run = _recorded(
+                run, packed_inputs([prompts[index] for index in batches[0]], shape, tree, model.device), shape
+            )
         except torch.OutOfMemoryError:
-            if shape.rows == 1:
-                raise memory_error(shape.longest) from None
-            # All batches are as large, so that none was done.
-            tokens_per_batch = max(int(costs[batch].sum()) for batch in batches) // 2
             torch.cuda.empty_cache()
+            tokens_per_batch //= 2
         else:
-            found = np.empty((len(prompts), len(label_ids)))
-            found[np.concatenate(batches)] = scores
-            return found
+            scores = np.empty((len(prompts), len(label_ids)))
+            queued = []
+            for batch in batches:
+                queued.append(compute(batch.tolist(), shape))
+                advance(len(batch))
+            scores[np.concatenate(batches)] = torch.cat(queued).cpu().numpy()
+            return scores
+    longest = len(prefix) + int(lengths.max())
+
+    def as_it_comes(batch: list[int]) -> torch.Tensor:
+        return compute(batch, Shape(prefix, len(batch), int(lengths[batch].sum()), longest))
+
+    found = map_in_batches(as_it_comes, costs.tolist(), tokens_per_batch, advance)
+    return torch.stack(found).cpu().numpy()
 
 
 def deal(costs: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
@@ -83,7 +104,7 @@ def deal(costs: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
 
     Args:
         costs: tokens of each row.
-        tokens_per_batch: most tokens that a batch has on average; a longer row is a batch.
+        tokens_per_batch: most tokens that a batch has on average.
 
     Returns:
         Indices of the rows of each batch; their numbers differ by one at most.
@@ -93,49 +114,48 @@ def deal(costs: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
     return [order[first::count] for first in range(count)]
 
 
-def shape_of(batches: list[np.ndarray], lengths: np.ndarray, prefix: list[int]) -> Shape:
-    """The shape that every batch is filled up to; a missing row is one token."""
+def common_shape(batches: list[np.ndarray], lengths: np.ndarray, prefix: list[int]) -> Shape | None:
+    """The shape that all batches can be filled up to, a missing row being one token; None where that wastes much."""
     rows = max(map(len, batches))
     tokens = [int(lengths[batch].sum()) + rows - len(batch) for batch in batches]
     filling = max(tokens) - min(tokens)
+    if filling > MOST_FILLING * max(tokens):
+        return None
     return Shape(prefix, rows, max(tokens), max(len(prefix) + int(lengths.max()), filling))
 
 
-def _score_batches(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    label_ids: Sequence[list[int]],
-    tree: LabelTree,
-    batches: list[np.ndarray],
-    shape: Shape,
-    advance: Callable[[int], object],
-) -> np.ndarray:
+def _tokens_of_logits(model: PreTrainedModel, positions: int, tokens_per_batch: int) -> int:
+    """What a row's logits take of a batch, so that a batch's are at most MOST_LOGITS."""
+    numbers = positions * model.config.get_text_config(decoder=True).vocab_size
+    return -(-tokens_per_batch * numbers // MOST_LOGITS[model.device.type])
+
+
+def _runner(model: PreTrainedModel, tree: LabelTree, label_count: int) -> Callable[[Tensors, Shape], torch.Tensor]:
+    """Log-likelihoods (rows, labels) of the inputs that `packed_inputs` makes."""
     steps = torch.tensor(tree.steps, device=model.device).T
     ancestors = tree.ancestors.to(model.device)
     divisors = torch.compile(log_divisors) if fast_paths(model).compiled is None else _log_divisors_row_by_row
 
-    def compute(inputs: Tensors) -> torch.Tensor:
-        layout = Trees(
-            inputs["boundaries"],
-            inputs["keys"],
-            inputs["key_boundaries"],
-            shape.longest,
-            inputs["node_boundaries"],
-            ancestors,
-        )
+    def run(inputs: Tensors, shape: Shape) -> torch.Tensor:
+        places = {name: inputs[name] for name in ("boundaries", "keys", "key_boundaries", "node_boundaries")}
+        layout = Trees(**places, longest=shape.longest, ancestors=ancestors)
         named = {name: inputs[name] for name in ("input_ids", "position_ids", "kept")}
         logits = model(**named, layout=layout, use_cache=False).logits
-        return sum_steps(logits.view(shape.rows, -1, logits.shape[-1]), steps, len(label_ids), divisors)
+        return sum_steps(logits.view(shape.rows, -1, logits.shape[-1]), steps, label_count, divisors)
 
-    run = compute
-    scores = []
-    for number, batch in enumerate(batches):
-        inputs = packed_inputs([prompts[index] for index in batch], shape, tree, model.device)
-        if number == 0 and len(batches) >= LEAST_RECORDED_BATCHES and fast_paths(model).recorded is None:
-            run = Recording(compute, inputs)
-        scores.append(run(inputs)[: len(batch)].clone())
-        advance(len(batch))
-    return torch.cat(scores).cpu().numpy()
+    return run
+
+
+def _recorded(
+    run: Callable[[Tensors, Shape], torch.Tensor], inputs: Tensors, shape: Shape
+) -> Callable[[Tensors, Shape], torch.Tensor]:
+    recording = Recording(lambda tensors: run(tensors, shape), inputs)
+
+    def replay(tensors: Tensors, _shape: Shape) -> torch.Tensor:
+        found: torch.Tensor = recording(tensors)
+        return found
+
+    return replay
 
 
 def packed_inputs(prompts: list[list[int]], shape: Shape, tree: LabelTree, device: torch.device) -> Tensors:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from stages.common.acceleration.attention import attend
+from stages.common.acceleration.attention import attend_causally, attend_fully
 
 
 class Trees(NamedTuple):
@@ -29,12 +29,12 @@ class Trees(NamedTuple):
     ancestors: torch.Tensor
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        """What each token sees: prefix, row and ancestors. Shapes as of the function `attend`."""
+        """What each token sees: prefix, row and ancestors. Shapes as of `attend_causally`."""
         return _attend_trees(q, k, v, self, scale)
 
 
 def merge(*parts: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Attention over several disjoint sets of keys, put together from what `attend` gives for each."""
+    """Attention over several disjoint sets of keys, put together from what `attend_fully` gives for each."""
     divisors = torch.stack([divisor for _, divisor in parts])
     weights = (divisors - divisors.logsumexp(dim=0)).exp()
     merged = torch.stack([seen.float() for seen, _ in parts]).mul(weights[..., None]).sum(dim=0)
@@ -49,14 +49,10 @@ def _attend_trees(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Tre
     # Keys and values are few beside queries where heads share them, so that a prefix is cheaply repeated for each row.
     keys, values = k[layout.keys], v[layout.keys]
     # All queries, although the last row ends before the nodes: so their places are in the output, and written below.
-    seen, _ = attend(
-        q, keys, values, layout.boundaries, layout.key_boundaries, layout.longest, layout.longest, scale, causal=True
-    )
+    seen = attend_causally(q, keys, values, layout.boundaries, layout.key_boundaries, layout.longest, scale)
     if nodes > 0:
         of_rows = layout.key_boundaries[1:-1]  # prefix and filling have no nodes
-        over_rows = attend(
-            q[start:], keys, values, layout.node_boundaries, of_rows, nodes, layout.longest, scale, causal=False
-        )
+        over_rows = attend_fully(q[start:], keys, values, layout.node_boundaries, of_rows, nodes, layout.longest, scale)
         over_nodes = _attend_ancestors(q[start:], k[start:], v[start:], layout.ancestors, scale)
         seen[start:] = merge(over_rows, over_nodes)
     return seen

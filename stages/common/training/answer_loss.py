@@ -102,25 +102,25 @@ class AnswerLossTrainer(SFTTrainer):
                 del inputs["num_items_in_batch"]
                 return super().training_step(model, inputs, num_items_in_batch)
             model.train()
-            self._recordings[shapes] = Recording(self._loss_and_gradients, inputs, self._recordings_memory)
-        loss, gradients = self._recordings[shapes](inputs)
-        self._add_gradients(gradients)
+            self._recordings[shapes] = Recording(self._write_gradients, inputs, self._recordings_memory)
+        loss: torch.Tensor = self._recordings[shapes](inputs)
+        self._add_gradients()
         return loss.clone()
 
-    def _loss_and_gradients(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _write_gradients(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What is recorded: the loss, and gradients written into the buffers that all recordings share."""
         assert self.model is not None
         loss = self.compute_loss(self.model, inputs, num_items_in_batch=inputs["num_items_in_batch"])
-        return loss.detach(), list(torch.autograd.grad(loss, self._trained))
+        torch._foreach_copy_(self._gradients, torch.autograd.grad(loss, self._trained))
+        return loss.detach()
 
-    def _add_gradients(self, gradients: list[torch.Tensor]) -> None:
+    def _add_gradients(self) -> None:
         if self._trained[0].grad is not None:
-            torch._foreach_add_([parameter.grad for parameter in self._trained], gradients)  # type: ignore[arg-type,misc]
+            torch._foreach_add_([parameter.grad for parameter in self._trained], self._gradients)  # type: ignore[arg-type,misc]
             return
-        if self.args.gradient_accumulation_steps > 1:
-            # The next micro-batch's replay overwrites them.
-            gradients = [gradient.clone() for gradient in gradients]
-        for parameter, gradient in zip(self._trained, gradients, strict=True):
-            parameter.grad = gradient
+        for parameter, gradient in zip(self._trained, self._gradients, strict=True):
+            # The next micro-batch's replay writes into the same buffers.
+            parameter.grad = gradient if self.args.gradient_accumulation_steps == 1 else gradient.clone()
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
         """The norm that clipping found; transformers would read it from the device in every step, and wait for it."""
@@ -129,6 +129,10 @@ class AnswerLossTrainer(SFTTrainer):
     @cached_property
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.adapter.parameters() if parameter.requires_grad]
+
+    @cached_property
+    def _gradients(self) -> list[torch.Tensor]:
+        return [torch.zeros_like(parameter) for parameter in self._trained]
 
     @cached_property
     def _recordings_memory(self) -> Any:

@@ -159,7 +159,9 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
         callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
     base = load_base()
     flop = 2 * forward_flop(base, trained_tokens(params, rows["train"]))
-    paths = choose_paths(base, flop, trains=True, dropout=params.lora.dropout)
+    paths = choose_paths(
+        base, flop, trains=True, dropout=params.lora.dropout, memory_is_short=micro.recompute_activations
+    )
     print(f"finetune: {paths}", flush=True)
     if paths.dense is None:
         dequantize_base(base)
@@ -187,7 +189,7 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
     longest = longest_row(rows.values())
     # What fills a micro-batch up is at most a 32nd of it, see `round_up`.
     trainer.most_tokens_of_a_row = max(longest, micro.rows * longest // 32, 8)
-    trainer.records_steps = paths.recorded is None and not micro.recompute_activations
+    trainer.records_steps = paths.recorded is None
     return trainer
 
 
