@@ -191,7 +191,8 @@ def test_what_an_experiment_interrupted_at_its_start_leaves_is_removed_and_nothi
 
 
 def test_an_interrupted_training_leaves_nothing_behind_and_goes_on_from_its_checkpoint(project: Project) -> None:
-    process = start(project, "--seeds", "2")
+    # A checkpoint after each step, so that there is one long before the training has ended.
+    process = start(project, "--seeds", "2", CHECKPOINT_EVERY_MINUTES="0")
     deadline = time.monotonic() + 300
     while not list(project.folder.glob(".dvc/checkpoints/*/checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -204,7 +205,7 @@ def test_an_interrupted_training_leaves_nothing_behind_and_goes_on_from_its_chec
     assert project.git("status", "--porcelain", "--untracked-files=all") == ""
 
     output, errors = run(project, "--seeds", "2")
-    assert re.search(r"from checkpoint-\d0\b", errors)
+    assert re.search(r"from checkpoint-\d+\b", errors)
     # The base was copied along.
     assert "models/base is absent" not in errors
     assert noise_of(project)["seeds"] == [42, 43]
