@@ -30,6 +30,8 @@ def start(project: Project, *arguments: str, **environment: str) -> subprocess.P
     return subprocess.Popen(
         command, cwd=project.folder, env=project.environment | environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Where tests run in a shell's background, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
