@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from serving.options import answer_limit, arguments, check_arguments, check_kind, encoding_name
+from serving.batch.options import answer_limit, arguments, check_arguments, check_kind, encoding_name
 from stages.common.errors import UserError, run_stage
 
 if TYPE_CHECKING:
-    from serving.adapter import Adapter
+    from serving.batch.rows import Row
+    from serving.common.adapter import Adapter
     from serving.predictor import Predictor
-    from serving.rows import Row
 
 # Answered at a time: enough to sort by length, few enough to see lines soon.
 ROWS_AT_ONCE = 256
@@ -38,8 +38,8 @@ def read_input(options: argparse.Namespace, kind: str) -> Iterator[Row]:
     Raises:
         UserError: the file cannot be read, or an option does not fit its format.
     """
-    from serving.files import format_name
-    from serving.rows import Columns, line_rows, table_rows, text_rows
+    from serving.batch.files import format_name
+    from serving.batch.rows import Columns, line_rows, table_rows, text_rows
 
     if options.text is not None:
         return text_rows(options.text)
@@ -61,7 +61,7 @@ def read_input(options: argparse.Namespace, kind: str) -> Iterator[Row]:
 
 def notes(adapter: Adapter, limit: int) -> Iterator[str]:
     """What a user should know about how answers are made."""
-    from serving.adapter import DECISION, is_ours
+    from serving.common.adapter import DECISION, is_ours
 
     if adapter.answers_with_texts:
         yield f"answers have at most {limit:,} tokens (--max-new-tokens)"
@@ -121,9 +121,9 @@ def run(options: argparse.Namespace, stdout: IO[bytes]) -> Tally:
     Raises:
         UserError: the input, the adapter or its base cannot be used.
     """
-    from serving.adapter import ADAPTER, read_adapter
-    from serving.output import open_output, write
-    from serving.rows import batches
+    from serving.batch.output import open_output, write
+    from serving.batch.rows import batches
+    from serving.common.adapter import ADAPTER, read_adapter
     from stages.common.progress import progress
 
     adapter = read_adapter(Path(options.adapter or ADAPTER), options.decision and Path(options.decision))
@@ -158,7 +158,7 @@ def main() -> None:
     """Write a line for each row, and say on stderr what became of them."""
     options = arguments(__doc__)
     check_arguments(options)
-    from serving.output import check_output, require_streams, stdout_for_answers
+    from serving.batch.output import check_output, require_streams, stdout_for_answers
 
     require_streams(options.file == "-", options.output)
     check_output(options.output)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.adapter import ADAPTER, Adapter, pin_base, read_adapter
+from serving.common.adapter import ADAPTER, Adapter, pin_base, read_adapter
 from stages.common.prompting.conversations import EncodedConversation, Message, encode_conversations
 from stages.common.prompting.prompts import EncodedPrompt, encode_prompts
 from stages.common.prompting.tokenizer import PromptTokenizer, load_prompt_tokenizer

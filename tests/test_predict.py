@@ -20,8 +20,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from serving import predict
+from serving.batch.rows import Columns, table_rows
 from serving.predictor import decide, load_predictor
-from serving.rows import Columns, table_rows
 from stages.common.labels import split_labels
 from stages.common.measuring import multi_label, single_label
 from stages.common.measuring.answers import Answers, LabelSets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from serving.files import name_of, read_lines, read_table
+from serving.batch.files import name_of, read_lines, read_table
 from stages.common.schema.ingest import Conversation
 from stages.common.sources.cells import (
     Parts,

@@ -44,7 +44,7 @@ def format_name(file: str, given: str | None) -> str:
 
     Args:
         file: its path, or "-".
-        given: one of serving.options.FORMATS, or None.
+        given: one of serving.batch.options.FORMATS, or None.
 
     Raises:
         UserError: the file is absent, or its name has no known ending.
@@ -67,7 +67,7 @@ def read_table(file: str, form: str, encoding: str, columns: list[str]) -> Itera
 
     Args:
         file: its path, or "-". Stdin and pipes are put aside first: tables are not only read forwards.
-        form: one of serving.options.FORMATS but text.
+        form: one of serving.batch.options.FORMATS but text.
         encoding: of its text; Parquet has its own.
         columns: those wanted.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stages.common.errors import UserError
 
 if TYPE_CHECKING:
-    from serving.adapter import Adapter
+    from serving.common.adapter import Adapter
 
 FORMATS = ("text", "csv", "tsv", "jsonl", "parquet")
 EXAMPLES = """
@@ -145,7 +145,7 @@ def answer_limit(options: argparse.Namespace, adapter: Adapter) -> int:
     Raises:
         UserError: params.yaml is there, but not usable.
     """
-    from serving.adapter import is_ours
+    from serving.common.adapter import is_ours
     from serving.predictor import MAX_NEW_TOKENS
     from stages.common.params import PARAMS_PATH, load_params
 

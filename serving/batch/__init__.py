@@ -1,0 +1,1 @@
+"""What `python -m serving.predict` reads and writes."""
