@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := repro
-.PHONY: repro test lint setup
+.PHONY: repro test lint setup serving
 
 repro: $(VENV)/.installed
 	@$(BIN)/python -m preflight.check params
@@ -13,6 +13,8 @@ repro: $(VENV)/.installed
 	@sed '/^## /,$$d' metrics/report.md
 
 setup: $(VENV)/.installed
+
+serving: $(VENV)/.installed-serving
 
 test: lint
 	@$(BIN)/python -m pytest
@@ -34,6 +36,10 @@ $(VENV)/.installed: requirements.txt
 	@$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "path_of_this_environment.pth").write_text("import os, sys; b = os.path.join(sys.prefix, \"bin\"); p = os.environ.get(\"PATH\", os.defpath); os.environ[\"PATH\"] = p if p.split(os.pathsep)[0] == b else b + os.pathsep + p\n")'
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-serving: $(VENV)/.installed serving/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement serving/requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-serving requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
