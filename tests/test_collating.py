@@ -22,13 +22,14 @@ def test_rows_follow_one_another_and_positions_begin_anew() -> None:
 
 def test_logits_are_kept_before_answers_and_nowhere_else() -> None:
     batch = collate_packed(ROWS, pad_id=0)
-    assert batch["kept"].tolist() == [2, 3, 5, 6, 7, 0, 0, 0]
-    assert batch["targets"].tolist() == [8, 2, 10, 11, 2, IGNORED, IGNORED, IGNORED]
-    assert batch["weights"].tolist() == [2.0, 2.0, 0.5, 0.5, 0.5, 0, 0, 0]
+    assert batch["kept"].tolist() == [2, 3, 5, 6, 7, *[0] * 27]
+    assert batch["targets"].tolist() == [8, 2, 10, 11, 2, *[IGNORED] * 27]
+    assert batch["weights"].tolist() == [2.0, 2.0, 0.5, 0.5, 0.5, *[0] * 27]
 
 
 def test_rounding_adds_little_and_leaves_few_lengths() -> None:
     for count in range(1, 20_000, 7):
-        assert count <= round_up(count) <= max(count + 7, count * 33 / 32)
+        for least in (8, 32):
+            assert count <= round_up(count, least) <= max(count + least - 1, count * 33 / 32)
     lengths = np.random.default_rng(0).integers(290, 485, (500, 32)).sum(axis=1)
-    assert len({round_up(int(length)) for length in lengths}) <= 12
+    assert len({round_up(int(length), 8) for length in lengths}) <= 12

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from stages.common.acceleration.attention import packed_attention
 from stages.common.acceleration.choice import fast_paths
@@ -23,8 +24,9 @@ from stages.common.scoring.loading import load_fast_model
 from stages.common.scoring.references import score_references
 from stages.common.scoring.tree_attention import Trees
 from stages.common.tables import read_table, table_metadata
+from stages.common.training.collating import collate_packed
 from stages.common.training.rows import longest_row, read_rows
-from stages.common.training.trainer import TOKENS_PER_MICRO_BATCH
+from stages.common.training.trainer import TOKENS_PER_MICRO_BATCH, MicroBatch, make_trainer
 from stages.finetune import ADAPTER, PARTS, train
 from stages.infer import label_ids
 from tests.tiny import make_tokenizer
@@ -106,6 +108,71 @@ def test_fast_paths_train_to_the_losses_of_the_plain_one(
     assert "fast paths: none" in capsys.readouterr().out
     # bfloat16 has eight bits of precision; sums are made in another order.
     np.testing.assert_allclose(fast, plain, rtol=0.02)
+
+
+@pytest.mark.parametrize("most_recordings", [16, 1])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weights"])
+def test_gradients_of_recorded_steps_are_those_of_steps_run_as_they_come(
+    prepared: Workplace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weighted: bool,
+    accumulation: int,
+    most_recordings: int,
+) -> None:
+    monkeypatch.chdir(prepared.folder)
+    monkeypatch.setattr("stages.common.training.answer_loss.MOST_RECORDINGS", most_recordings)
+    parts = range(accumulation)
+    # Other rows each time, so that a replay of old inputs would show; the last batch of the third step is longer.
+    steps = [
+        [batch_of(10 * step + part, 90 if (step, part) == (2, accumulation - 1) else 60, weighted) for part in parts]
+        for step in range(4)
+    ]
+    rows = Dataset.from_list([row for step in steps for batch in step for row in batch])
+    micro = MicroBatch(rows=3, accumulation=accumulation, recompute_activations=False)
+    params = load_params("finetune").finetune
+    trainer = make_trainer(params, micro, tmp_path, {"train": rows, "validation": rows})
+    assert trainer.records_steps
+    model = trainer.accelerator.prepare(trainer.model)
+    trained = [weight for weight in trainer.adapter.parameters() if weight.requires_grad]
+    for weight in trained:
+        torch.nn.init.normal_(weight, std=0.05)
+
+    def losses_and_gradients(batches: list[dict[str, torch.Tensor]]) -> tuple[list[float], list[torch.Tensor]]:
+        trainer.adapter.zero_grad()
+        count = trainer._get_num_items_in_batch(batches, torch.device("cuda"))
+        losses = [float(trainer.training_step(model, dict(batch), count)) for batch in batches]
+        return losses, [weight.grad.clone() for weight in trained if weight.grad is not None]
+
+    for step in steps:
+        batches = [collate_packed(batch, pad_id=0) for batch in step]
+        trainer.records_steps = True
+        recorded = losses_and_gradients(batches)
+        assert len(recorded[1]) == len(trained)
+        trainer.records_steps = False
+        eager = losses_and_gradients(batches)
+        assert recorded[0] == pytest.approx(eager[0], rel=1e-3)
+        for found, expected in zip(recorded[1], eager[1], strict=True):
+            error = (found - expected).norm() / expected.norm()
+            # Sums of bfloat16 products in another order; a gradient of other rows differs by about its own length.
+            assert error < 0.02
+        with torch.no_grad():
+            # As the optimizer does it, in place: the next replay must see it.
+            for weight in trained:
+                weight.add_(torch.randn_like(weight), alpha=0.01)
+    assert len(trainer._recordings) == min(most_recordings, 2)
+
+
+def batch_of(seed: int, tokens: int, weighted: bool) -> list[dict[str, Any]]:
+    """Three rows of so many tokens together, whatever the seed."""
+    generator = np.random.default_rng(seed)
+    lengths = [10 + seed % 3, 20, tokens - 30 - seed % 3]
+    return [
+        {"prompt_ids": generator.integers(5, 400, length).tolist(), "completion_ids": [70 + seed % 5, 2]}
+        | ({"weight": float(generator.uniform(0.2, 2))} if weighted else {})
+        for length in lengths
+    ]
 
 
 def test_little_memory_costs_no_accuracy(

@@ -103,7 +103,7 @@ def test_filled_up_batches_score_as_others_do() -> None:
     run = _runner(model, tree, len(label_ids))
     shape = Shape(prompts[0][:20], rows=7, rest_tokens=sum(map(len, prompts)) - 100 + 12, longest=60)
     with torch.inference_mode():
-        found = run(packed_inputs(prompts, shape, tree, model.device), shape)
+        found = run(shape, packed_inputs(prompts, shape, tree, model.device))
     np.testing.assert_allclose(found[:5].numpy(), expected, rtol=0, atol=1e-5)
 
 

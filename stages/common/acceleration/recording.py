@@ -21,6 +21,8 @@ class Recording:
     """
 
     def __init__(self, function: Callable[[Tensors], Any], inputs: Tensors, pool: Any = None) -> None:
+        # The graph reads the memory of what the function holds beside its inputs, and keeps none of it alive.
+        self._function = function
         self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         # As PyTorch asks for: a side stream, on which what is recorded has run before.
         _side_stream().wait_stream(torch.cuda.current_stream())

@@ -5,7 +5,8 @@ On a GPU with enough batches all have one shape, so that one recording is replay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -24,8 +25,6 @@ LEAST_RECORDED_BATCHES = 6
 MOST_FILLING = 1 / 8
 # Logits of a batch, in numbers: 4 GiB in bfloat16, half a GiB in float32.
 MOST_LOGITS = {"cuda": 2**31, "cpu": 2**27}
-
-Compute = Callable[[list[int]], torch.Tensor]
 
 
 class Shape(NamedTuple):
@@ -68,35 +67,44 @@ def score_packed(
     costs = np.maximum(lengths + len(tree.tokens), _tokens_of_logits(model, 1 + len(tree.tokens), tokens_per_batch))
     run = _runner(model, tree, len(label_ids))
 
-    def compute(batch: list[int], shape: Shape) -> torch.Tensor:
-        inputs = packed_inputs([prompts[index] for index in batch], shape, tree, model.device)
-        return run(inputs, shape)[: len(batch)].clone()
+    def inputs_of(shape: Shape, batch: Iterable[int]) -> Tensors:
+        return packed_inputs([prompts[index] for index in batch], shape, tree, model.device)
 
     batches = deal(costs, tokens_per_batch)
     shape = common_shape(batches, lengths, prefix)
     if fast_paths(model).recorded is None and shape is not None and len(batches) >= LEAST_RECORDED_BATCHES:
         try:
-            run = _recorded(
-                run, packed_inputs([prompts[index] for index in batches[0]], shape, tree, model.device), shape
-            )
+            recording = Recording(functools.partial(run, shape), inputs_of(shape, batches[0]))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             tokens_per_batch //= 2
         else:
-            scores = np.empty((len(prompts), len(label_ids)))
-            queued = []
-            for batch in batches:
-                queued.append(compute(batch.tolist(), shape))
-                advance(len(batch))
-            scores[np.concatenate(batches)] = torch.cat(queued).cpu().numpy()
-            return scores
+            return _replay(recording, functools.partial(inputs_of, shape), batches, advance)
     longest = len(prefix) + int(lengths.max())
 
     def as_it_comes(batch: list[int]) -> torch.Tensor:
-        return compute(batch, Shape(prefix, len(batch), int(lengths[batch].sum()), longest))
+        shape = Shape(prefix, len(batch), int(lengths[batch].sum()), longest)
+        return run(shape, inputs_of(shape, batch))
 
     found = map_in_batches(as_it_comes, costs.tolist(), tokens_per_batch, advance)
     return torch.stack(found).cpu().numpy()
+
+
+def _replay(
+    recording: Recording,
+    inputs_of: Callable[[Iterable[int]], Tensors],
+    batches: list[np.ndarray],
+    advance: Callable[[int], object],
+) -> np.ndarray:
+    """Scores (rows, labels) of all batches' rows, in the order of their indices."""
+    queued = []
+    for batch in batches:
+        queued.append(recording(inputs_of(batch))[: len(batch)].clone())
+        advance(len(batch))
+    rows = np.concatenate(batches)
+    scores = np.empty((len(rows), queued[0].shape[1]))
+    scores[rows] = torch.cat(queued).cpu().numpy()
+    return scores
 
 
 def deal(costs: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
@@ -130,13 +138,13 @@ def _tokens_of_logits(model: PreTrainedModel, positions: int, tokens_per_batch: 
     return -(-tokens_per_batch * numbers // MOST_LOGITS[model.device.type])
 
 
-def _runner(model: PreTrainedModel, tree: LabelTree, label_count: int) -> Callable[[Tensors, Shape], torch.Tensor]:
+def _runner(model: PreTrainedModel, tree: LabelTree, label_count: int) -> Callable[[Shape, Tensors], torch.Tensor]:
     """Log-likelihoods (rows, labels) of the inputs that `packed_inputs` makes."""
     steps = torch.tensor(tree.steps, device=model.device).T
     ancestors = tree.ancestors.to(model.device)
     divisors = torch.compile(log_divisors) if fast_paths(model).compiled is None else _log_divisors_row_by_row
 
-    def run(inputs: Tensors, shape: Shape) -> torch.Tensor:
+    def run(shape: Shape, inputs: Tensors) -> torch.Tensor:
         places = {name: inputs[name] for name in ("boundaries", "keys", "key_boundaries", "node_boundaries")}
         layout = Trees(**places, longest=shape.longest, ancestors=ancestors)
         named = {name: inputs[name] for name in ("input_ids", "position_ids", "kept")}
@@ -144,18 +152,6 @@ def _runner(model: PreTrainedModel, tree: LabelTree, label_count: int) -> Callab
         return sum_steps(logits.view(shape.rows, -1, logits.shape[-1]), steps, label_count, divisors)
 
     return run
-
-
-def _recorded(
-    run: Callable[[Tensors, Shape], torch.Tensor], inputs: Tensors, shape: Shape
-) -> Callable[[Tensors, Shape], torch.Tensor]:
-    recording = Recording(lambda tensors: run(tensors, shape), inputs)
-
-    def replay(tensors: Tensors, _shape: Shape) -> torch.Tensor:
-        found: torch.Tensor = recording(tensors)
-        return found
-
-    return replay
 
 
 def packed_inputs(prompts: list[list[int]], shape: Shape, tree: LabelTree, device: torch.device) -> Tensors:
