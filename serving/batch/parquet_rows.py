@@ -54,8 +54,11 @@ class ParquetRows:
     def _go_to(self, row: int) -> None:
         group = bisect_right(self._starts, row) - 1
         if self._batches is None or row < self._place or self._starts[group] > self._place:
-            groups = range(group, len(self._starts))
-            self._batches = self._table.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=self._columns)
+            # Of several groups at once pyarrow makes common batches, and a damaged group would take whole ones with it.
+            self._batches = itertools.chain.from_iterable(
+                self._table.iter_batches(ROWS_PER_BATCH, row_groups=[number], columns=self._columns)
+                for number in range(group, len(self._starts))
+            )
             self._held, self._place = None, self._starts[group]
         while self._place < row:
             self._take(row - self._place)
