@@ -455,6 +455,26 @@ def test_a_process_whose_manifest_was_written_again_ends(place: Workplace, ask: 
     assert len(parts_in(place)) == 20
 
 
+def test_a_file_that_is_written_to_meanwhile_fails_the_run(
+    place: Workplace, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grow(path: Path, adapter: Any) -> Any:
+        if path.name == "part-000002-000006.jsonl":
+            place.write("in/b.jsonl", json_lines([*texts("b"), "late"]))
+        return open_part(path, adapter)
+
+    open_part = parts.open_part
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.batch.folder_run.open_part", grow)
+        found = ask(place)
+    assert found.code == 1
+    assert "error: --folder: b.jsonl was written to while the folder was answered" in found.messages
+    assert not (place.folder / "out/summary.json").exists()
+    assert ask(place).code == 1
+    assert ask(place, "--replace-changed").code == 0
+    assert lines_of(place)[2 * ROWS]["id"] == f"b.jsonl:{ROWS + 1}"
+
+
 # --- files that cannot be read ----------------------------------------------------------------------------------------
 
 

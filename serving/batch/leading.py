@@ -89,12 +89,18 @@ def replace(job: Job, entries: Entries, changed: list[InputFile], claims: Claims
     return renewed
 
 
-def conclude(job: Job, parts: list[Part], damaged: dict[Part, str]) -> None:
+def conclude(job: Job, entries: Entries, parts: list[Part], damaged: dict[Part, str]) -> None:
     """Count what lies on the disk, and write the summary where it is all there.
 
     Raises:
-        UserError: a file could not be read, or rows have no answer.
+        UserError: a file could not be read, or was written to meanwhile, or rows have no answer.
     """
+    late = [file.name for file in job.files if not entries[file.name].looks_like(file)]
+    if late:
+        raise UserError(
+            f"--folder: {listing(late)} was written to while the folder was answered, so parts may be of two kinds. "
+            "Run again with --replace-changed when it is whole: its parts are made again."
+        )
     if damaged:
         messages = list(damaged.values())
         more = "\n  …" if len(messages) > MOST_PROBLEMS_LISTED else ""

@@ -46,16 +46,23 @@ def this_process() -> Process:
     return Process(rank, local_rank)
 
 
+def has_gpu() -> bool:
+    """Whether models are loaded on a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def take_gpu(process: Process) -> None:
     """Make the process's own GPU the one that models are loaded on; nothing on a machine without any.
 
     Raises:
         UserError: there are fewer GPUs than processes.
     """
+    if not has_gpu():
+        return
     import torch
 
-    if not torch.cuda.is_available():
-        return
     found = torch.cuda.device_count()
     if process.local_rank >= found:
         raise UserError(
