@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from serving.batch.answering import answer, notes, tell
 from serving.batch.job import Job, Part, make_job, parts_of
 from serving.batch.leading import conclude, lead
-from serving.batch.manifest import MANIFEST, await_manifest
+from serving.batch.manifest import MANIFEST, Entries, await_manifest, read_manifest
 from serving.batch.parts import open_part
 from serving.batch.piece import DamagedFileError
 from serving.batch.pieces import Reader
@@ -53,12 +53,12 @@ def run_folder(options: argparse.Namespace) -> None:
     else:
         entries = await_manifest(job.into, job.run, job.files)
     parts = parts_of(job, entries)
-    damaged = answer_parts(job, parts, claims, process)
+    damaged = answer_parts(job, entries, parts, claims, process)
     if process.leads:
         conclude(job, entries, parts, damaged)
 
 
-def answer_parts(job: Job, parts: list[Part], claims: Claims, process: Process) -> dict[Part, str]:
+def answer_parts(job: Job, entries: Entries, parts: list[Part], claims: Claims, process: Process) -> dict[Part, str]:
     """Answer parts that no other process does, until none is left; the leading process waits for those of others.
 
     A process that ends loses its claims, so that the leading one, last of all, answers what others left behind.
@@ -70,6 +70,8 @@ def answer_parts(job: Job, parts: list[Part], claims: Claims, process: Process) 
         UserError: the output folder was begun anew by somebody else meanwhile.
     """
     begun = (job.into / MANIFEST).stat()
+    if read_manifest(job.into) != (job.run, entries):
+        raise UserError(begun_anew(job.into))
     reader, load = Reader(job.columns, job.encoding), loader(job, claims, process)
     damaged: dict[Part, str] = {}
     left, waits = parts, False
@@ -124,7 +126,12 @@ def require_unchanged(into: Path, begun: os.stat_result) -> None:
     except FileNotFoundError:
         now = None
     if now is None or (now.st_ino, now.st_mtime_ns) != (begun.st_ino, begun.st_mtime_ns):
-        raise UserError(f"{into}: was begun anew, or taken away, while this process was at work. Start the run again.")
+        raise UserError(begun_anew(into))
+
+
+def begun_anew(into: Path) -> str:
+    """What is said of an output folder that has another manifest now."""
+    return f"{into}: was begun anew, or taken away, while this process was at work. Start the run again."
 
 
 def write_part(
