@@ -10,22 +10,21 @@ import functools
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
+from serving.batch.answering import Tally, answer, notes, tell
 from serving.batch.options import answer_limit, arguments, check_arguments, check_kind, encoding_name
 from stages.common.errors import UserError, run_stage
 
 if TYPE_CHECKING:
     from serving.batch.rows import Row
-    from serving.common.adapter import Adapter
     from serving.predictor import Predictor
 
 # Answered at a time: enough to sort by length, few enough to see lines soon.
 ROWS_AT_ONCE = 256
 CHARACTERS_AT_ONCE = 2_000_000
-MOST_PROBLEMS_LISTED = 10
 
 
 def read_input(options: argparse.Namespace, kind: str) -> Iterator[Row]:
@@ -57,62 +56,6 @@ def read_input(options: argparse.Namespace, kind: str) -> Iterator[Row]:
     column = "text" if options.column is None else options.column
     columns = Columns(column, options.id_column, options.conversations, kind)
     return table_rows(options.file, form, encoding, columns)
-
-
-def notes(adapter: Adapter, limit: int) -> Iterator[str]:
-    """What a user should know about how answers are made."""
-    from serving.common.adapter import DECISION, is_ours
-
-    if adapter.answers_with_texts:
-        yield f"answers have at most {limit:,} tokens (--max-new-tokens)"
-    elif adapter.rule is None:
-        found = (
-            "the likeliest label is" if adapter.kind == "classification" else "labels of probability 0.5 or more are"
-        )
-        fetch = f"`dvc pull {DECISION}` fetches it" if is_ours(adapter.folder) else "--decision names one"
-        yield f"{found} answered: a threshold chosen on validation would be in a decision.json; {fetch}"
-    elif adapter.rule["rule"] == "answer":
-        yield "the project's metrics are those of generated labels (infer.method: generate); here labels are scored"
-
-
-class Tally:
-    """What became of the rows so far."""
-
-    def __init__(self) -> None:
-        self.rows = self.shortened = self.failed = 0
-        self.problems: list[str] = []
-
-    def add(self, lines: list[dict[str, Any]]) -> None:
-        """Count some lines of the output."""
-        problems = [f"{line['id']}: {line['error']}" for line in lines if "error" in line]
-        self.rows += len(lines)
-        self.shortened += sum("shortened" in line for line in lines)
-        self.failed += len(problems)
-        self.problems += problems[: MOST_PROBLEMS_LISTED - len(self.problems)]
-
-    def summary(self) -> str:
-        """In one line."""
-        return f"{self.rows:,} rows, {self.shortened:,} shortened, {self.failed:,} without an answer"
-
-
-def answer(
-    batch: list[Row], load: Callable[[], Predictor], advance: Callable[[int], object] = lambda count: None
-) -> list[dict[str, Any]]:
-    """The lines of some rows, in their order; rows that cannot be answered have an error instead.
-
-    Args:
-        batch: the rows.
-        load: gives the predictor, when there is anything to answer.
-        advance: is told how many rows were answered.
-    """
-    contents = [row.content for row in batch if row.content is not None]
-    answers = iter(load().predict(contents, advance) if contents else [])
-    return [{"id": row.id, **({"error": row.problem} if row.content is None else next(answers))} for row in batch]
-
-
-def tell(text: str) -> None:
-    """Say something beside the answers."""
-    print(f"predict: {text}", file=sys.stderr, flush=True)
 
 
 def run(options: argparse.Namespace, stdout: IO[bytes]) -> Tally:
@@ -160,7 +103,13 @@ def main() -> None:
     check_arguments(options)
     from serving.batch.output import check_output, require_streams, stdout_for_answers
 
-    require_streams(options.file == "-", options.output)
+    require_streams(options.file == "-", options.output_folder or options.output)
+    if options.folder is not None:
+        from serving.batch.folder_run import run_folder
+
+        with stdout_for_answers():
+            run_folder(options)
+        return
     check_output(options.output)
     try:
         with stdout_for_answers() as stdout:
@@ -169,13 +118,7 @@ def main() -> None:
         # Whoever read the lines has seen enough, as head does: end as if the signal had ended this process.
         sys.exit(128 + signal.SIGPIPE)
     tell(tally.summary())
-    if tally.failed:
-        raise UserError(
-            f'{tally.failed:,} of {tally.rows:,} rows could not be answered; their lines have "error":\n  '
-            + "\n  ".join(tally.problems)
-            + ("\n  …" if tally.failed > len(tally.problems) else "")
-            + "\nCorrect these rows and run again; all others are answered."
-        )
+    tally.require_answers("Correct these rows and run again; all others are answered.")
 
 
 if __name__ == "__main__":

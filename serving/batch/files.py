@@ -147,7 +147,7 @@ def _existing(file: str) -> Path:
         there = sorted(other.name for other in folder.iterdir() if other.is_file()) if folder.is_dir() else []
         raise UserError(f"--file: {file} is not there. {folder} has {listing(there) or 'no file'}. Correct the path.")
     if path.is_dir():
-        raise UserError(f"--file: {file} is a folder. Give one table or text file.")
+        raise UserError(f"--file: {file} is a folder. Give one table or text file, or the folder with --folder.")
     if not (path.is_file() or path.is_fifo() or path.is_char_device()):
         raise UserError(f"--file: {file} is neither a file nor a pipe. Give one table or text file.")
     return path

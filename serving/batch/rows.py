@@ -69,25 +69,44 @@ def line_rows(file: str, encoding: str) -> Iterator[Row]:
         yield _row(f"{name_of(file)}:{number}", lambda text: _decoded(text, encoding), line)
 
 
-def table_rows(file: str, form: str, encoding: str, columns: Columns) -> Iterator[Row]:
-    """The rows of a table; NUMBER is that of the reader, with CSV, TSV and JSON Lines the line.
+def row_maker(columns: Columns) -> tuple[list[str], Callable[[str, Any], Row]]:
+    """What a table's rows are made of, and what makes them.
+
+    Args:
+        columns: where they have what is needed.
+
+    Returns:
+        The columns that are read, and what takes a row's own name and its values in that order (or a text that says why
+        there are none).
 
     Raises:
-        UserError: a pattern is wrong, or see `read_table`.
+        UserError: a pattern is wrong.
     """
     text = single_column(columns.text, "--column") if columns.turns else _pattern(columns.text, "--column")
     identifier = _pattern(columns.id, "--id-column") if columns.id is not None else []
     needed = list(dict.fromkeys(column for _, column in [*text, *identifier] if column is not None))
     read_id = text_reader(identifier, needed) if identifier else lambda values: ""
     read_content = _content_reader(columns, text, needed)
-    for number, values in read_table(file, form, encoding, needed):
-        origin = f"{name_of(file)}:{number}"
+
+    def make(origin: str, values: Any) -> Row:
         if isinstance(values, str):
-            yield Row(origin, None, values)
-            continue
+            return Row(origin, None, values)
         named = _row(origin, read_id, values)
         # A row without a usable id keeps its place under the name that it has anyway.
-        yield named if named.problem else _row(str(named.content or origin), read_content, values)
+        return named if named.problem else _row(str(named.content or origin), read_content, values)
+
+    return needed, make
+
+
+def table_rows(file: str, form: str, encoding: str, columns: Columns) -> Iterator[Row]:
+    """The rows of a table; NUMBER is that of the reader, with CSV, TSV and JSON Lines the line.
+
+    Raises:
+        UserError: a pattern is wrong, or see `read_table`.
+    """
+    needed, make = row_maker(columns)
+    for number, values in read_table(file, form, encoding, needed):
+        yield make(f"{name_of(file)}:{number}", values)
 
 
 def batches(rows: Iterable[Row], most_rows: int, most_characters: int) -> Iterator[list[Row]]:
