@@ -92,7 +92,7 @@ class Container:
         return code, log.read_text(encoding="utf-8")
 
 
-def reviews_job(container: Container, base: Path) -> None:
+def reviews_job(container: Container, base: Path, steps: int) -> None:
     """Channels and hyperparameters of a job on 120 short reviews and a tiny base."""
     write_reviews(container.channel("data") / "reviews.csv")
     shutil.copytree(base, container.channel("base"), dirs_exist_ok=True)
@@ -105,7 +105,7 @@ def reviews_job(container: Container, base: Path) -> None:
         task__labels='["bad", "so-so", "good"]',
         # A text with a line break, quoted once more as some SDKs do.
         format_prompts__template=json.dumps("Review: {{ text }}\nOpinion:"),
-        finetune__max_steps="40",
+        finetune__max_steps=str(steps),
         finetune__evaluate_every_steps='"10"',
         evaluate__bootstrap_samples="100",
         sagemaker_region="us-east-1",

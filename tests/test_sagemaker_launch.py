@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv-sagemaker"
 REQUIREMENTS = ROOT / "serving/sagemaker/requirements.txt"
 ROLE = "arn:aws:iam::111122223333:role/pipeline"
-MACHINE = ("--image", "111122223333.dkr.ecr.eu-central-1.amazonaws.com/pipeline:1", "--role", ROLE)
-MACHINE = (*MACHINE, "--instance-type", "ml.g5.xlarge")
+IMAGE = "111122223333.dkr.ecr.eu-central-1.amazonaws.com/pipeline:1"
+MACHINE = ("--image", IMAGE, "--role", ROLE, "--instance-type", "ml.g5.xlarge")
 DELETE = ("delete", "--name", "tickets")
 # Each as a command of its own, in a process that imports the SDK once.
 DRIVER = """
@@ -95,8 +95,17 @@ def launch(sdk_python: Path, aws: AwsServer, tmp_path: Path) -> Launch:
 def test_a_spot_job_is_asked_for_as_the_command_line_says_and_its_model_is_deployed_and_deleted(
     launch: Launch, aws: AwsServer
 ) -> None:
-    job = ("train", *MACHINE, "--output", "s3://bucket/runs/", "--data", "s3://bucket/t/", "--recipe", "arxiv-topics")
-    job = (*job, "--spot", "--max-hours", "2", "--set", "finetune.max_steps=3", "--set", 'task.labels=["a=b"]')
+    inputs = (
+        "train",
+        *MACHINE,
+        "--output",
+        "s3://bucket/runs/",
+        "--data",
+        "s3://bucket/t/",
+        "--recipe",
+        "arxiv-topics",
+    )
+    job = (*inputs, "--spot", "--max-hours", "2", "--set", "finetune.max_steps=3", "--set", 'task.labels=["a=b"]')
     [started] = launch(job)
     assert started.code == 0, started.err
     [name] = aws.resources["TrainingJob"]
