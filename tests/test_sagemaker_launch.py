@@ -139,6 +139,8 @@ def test_a_spot_job_is_asked_for_as_the_command_line_says_and_its_model_is_deplo
     assert (variant["InstanceType"], variant["InitialInstanceCount"]) == ("ml.g5.xlarge", 1)
     assert created["CreateEndpoint"]["EndpointName"] == "tickets"
     assert not any(aws.resources[kind] for kind in ("Endpoint", "EndpointConfig", "Model")), "nothing is left to pay"
+    allowed = set(re.findall(r'"sagemaker:(\w+)"', (ROOT / "docs/sagemaker.md").read_text(encoding="utf-8")))
+    assert {operation for operation, _ in aws.requests} <= allowed, "the policy in docs/sagemaker.md lacks some"
     assert again.code == 1 and again.err == f"error: AWS refuses DescribeEndpoint: {MISSING} (ValidationException).\n"
 
 

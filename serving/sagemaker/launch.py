@@ -193,7 +193,7 @@ def clear_errors() -> Iterator[None]:
             "  .venv-sagemaker/bin/pip install --requirement serving/sagemaker/requirements.txt\n"
             "and run .venv-sagemaker/bin/python -m serving.sagemaker.launch."
         ) from None
-    if boto3.Session().region_name is None:
+    if not boto3.Session().region_name:
         # The SDK would take one of its own.
         raise UserError("no AWS region is configured. Set AWS_DEFAULT_REGION, or run `aws configure`.")
     try:
