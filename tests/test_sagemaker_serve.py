@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from serving.common.adapter import read_adapter
-from serving.predictor import load_predictor
+from serving.predictor import MAX_NEW_TOKENS, load_predictor
 from serving.sagemaker import bodies, serve
-from tests.image import Container, make_image
+from stages.common.params import load_params
+from tests.image import ROOT, Container, make_image
 from tests.served import LABELS, make_served, turns
 from tests.workplace import Workplace
 
@@ -251,6 +252,19 @@ def test_a_model_that_cannot_be_loaded_ends_the_container_with_one_message(tmp_p
     assert text.count("error: ") == 1 and "holds no folder adapter/. Deploy what a training job" in text
     code, text = container.run("serve", MAX_NEW_TOKENS="many")
     assert code == 1 and "error: MAX_NEW_TOKENS=many in the environment has to be 1 or more." in text
+
+
+def test_answers_are_as_long_as_the_jobs_own_unless_the_environment_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tmp_path / "params.yaml"
+    monkeypatch.delenv("MAX_NEW_TOKENS", raising=False)
+    assert serve.answer_limit(params) == MAX_NEW_TOKENS
+    params.write_bytes((ROOT / "recipes/medical-qa.yaml").read_bytes())
+    own = load_params("infer", path=params).infer.max_new_tokens
+    assert serve.answer_limit(params) == own != MAX_NEW_TOKENS
+    monkeypatch.setenv("MAX_NEW_TOKENS", "3")
+    assert serve.answer_limit(params) == 3
 
 
 def test_questions_are_taken_out_of_messages(tmp_path: Path) -> None:

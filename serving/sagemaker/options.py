@@ -77,7 +77,9 @@ def _add_deploy(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", metavar="S3", help="its model folder, or a model.tar.gz of that")
     parser.add_argument("--name", required=True, help="of the endpoint")
     parser.add_argument("--instances", type=int, default=1, metavar="N", help="how many (default 1)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer of chat and QA (default 256)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: the job's)"
+    )
 
 
 def check(options: argparse.Namespace) -> None:

@@ -35,21 +35,40 @@ def load(model: Path) -> Predictor:
     """The predictor of what a training job left, in a folder of its own: SageMaker's is read-only.
 
     Raises:
-        UserError: the adapter or its base cannot be used; MAX_NEW_TOKENS in the environment is no number.
+        UserError: the adapter or its base cannot be used; or see `answer_limit`.
     """
-    from serving.predictor import MAX_NEW_TOKENS, load_predictor
+    from serving.predictor import load_predictor
 
-    limit = os.environ.get("MAX_NEW_TOKENS", str(MAX_NEW_TOKENS))
-    if not limit.isdecimal() or int(limit) < 1:
-        raise UserError(f"MAX_NEW_TOKENS={limit} in the environment has to be 1 or more.")
     if not (model / "adapter").is_dir():
         raise UserError(f"{model}: holds no folder adapter/. Deploy what a training job of this image left.")
     models = Path(tempfile.mkdtemp(prefix="serving-")) / "models"
     models.mkdir()
     for path in model.iterdir():
         (models / path.name).symlink_to(path.resolve())
+    limit = answer_limit(model / "params.yaml")
     os.chdir(models.parent)
-    return load_predictor(max_new_tokens=int(limit))
+    return load_predictor(max_new_tokens=limit)
+
+
+def answer_limit(params: Path) -> int:
+    """The longest answer in tokens: MAX_NEW_TOKENS of the environment, else as the job's own predictions were made.
+
+    Args:
+        params: the job's params.yaml; may be absent.
+
+    Raises:
+        UserError: it is not usable, or MAX_NEW_TOKENS is no number of tokens.
+    """
+    from serving.predictor import MAX_NEW_TOKENS
+    from stages.common.params import load_params
+
+    asked = os.environ.get("MAX_NEW_TOKENS")
+    if asked is None:
+        limit = load_params("infer", path=params).infer.max_new_tokens if params.is_file() else None
+        return limit or MAX_NEW_TOKENS
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"MAX_NEW_TOKENS={asked} in the environment has to be 1 or more.")
+    return int(asked)
 
 
 async def read_body(request: Request) -> bytes:

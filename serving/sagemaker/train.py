@@ -151,8 +151,8 @@ def deliver(places: Folders) -> None:
     # The base too: an endpoint then needs no network, and starts as fast as its files are copied.
     for name in ("adapter", "base"):
         shutil.copytree(models / name, places.model / name, dirs_exist_ok=True)
-    for name in ("base.json", "decision.json"):
-        shutil.copyfile(models / name, places.model / name)
+    for path in (models / "base.json", models / "decision.json", places.work / "params.yaml"):
+        shutil.copyfile(path, places.model / path.name)
     for name in RESULTS:
         origin, target = places.work / name, places.results / Path(name).name
         if origin.is_dir():
