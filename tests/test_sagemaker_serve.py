@@ -13,16 +13,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from fastapi.testclient import TestClient
 
 from serving.common.adapter import read_adapter
-from serving.predictor import MAX_NEW_TOKENS, load_predictor
+from serving.predictor import MAX_NEW_TOKENS, Predictor, load_predictor
 from serving.sagemaker import bodies, serve
-from stages.common.params import load_params
 from tests.image import ROOT, Container, make_image
 from tests.served import LABELS, make_served, turns
 from tests.workplace import Workplace
@@ -72,17 +71,18 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@contextmanager
-def running(root: Path, kind: str) -> Iterator[Endpoint]:
-    """A container that serves an adapter of this kind of task, and is stopped as SageMaker does it."""
-    place = make_served(root / "project", kind)
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A container that serves an adapter of labels, and is stopped as SageMaker does it."""
+    root = tmp_path_factory.mktemp("labels")
+    place = make_served(root / "project", "classification")
     container = Container(make_image(root / "app"), root / "ml")
     for name in ("adapter", "base", "base.json"):
         origin, target = place.folder / "models" / name, container.root / "model" / name
         shutil.copytree(origin, target) if origin.is_dir() else shutil.copyfile(origin, target)
     before = sorted(container.root.joinpath("model").rglob("*"))
     port, log = free_port(), container.root / "log"
-    process = container.start("serve", log, SAGEMAKER_BIND_TO_PORT=str(port), MAX_NEW_TOKENS="8")
+    process = container.start("serve", log, SAGEMAKER_BIND_TO_PORT=str(port))
     endpoint = Endpoint(port, place)
     try:
         deadline = time.monotonic() + 120
@@ -101,25 +101,23 @@ def running(root: Path, kind: str) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with running(tmp_path_factory.mktemp("labels"), "classification") as endpoint:
-        yield endpoint
+def own(labels: Endpoint) -> Predictor:
+    """The Python API on the same adapter."""
+    with labels.place.entered():
+        return load_predictor()
 
 
 @pytest.fixture(scope="module")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with running(tmp_path_factory.mktemp("chats"), "chat") as endpoint:
-        yield endpoint
-
-
-def expected_of(place: Workplace, contents: list[Any]) -> list[dict[str, Any]]:
-    """What the Python API answers."""
+def chats(tmp_path_factory: pytest.TempPathFactory) -> tuple[TestClient, Predictor]:
+    """The routes on an adapter of chats, in this process."""
+    place = make_served(tmp_path_factory.mktemp("chats"), "chat")
     with place.entered():
-        return load_predictor(max_new_tokens=8).predict(contents)
+        predictor = load_predictor(place.folder / "models/adapter", max_new_tokens=8)
+    return TestClient(serve.application(predictor)), predictor
 
 
-def test_labels_are_the_predictors_own_in_every_form(labels: Endpoint) -> None:
-    expected = expected_of(labels.place, TEXTS)
+def test_labels_are_the_predictors_own_in_every_form(labels: Endpoint, own: Predictor) -> None:
+    expected = own.predict(TEXTS)
     rows = [{"text": text} for text in TEXTS]
     table = io.StringIO()
     csv.writer(table).writerows([text] for text in TEXTS)
@@ -141,9 +139,9 @@ def test_labels_are_the_predictors_own_in_every_form(labels: Endpoint) -> None:
             else:
                 lines = [json.loads(line) for line in found.body.splitlines()]
                 answers = lines if wanted == LINES else lines[0]["predictions"]
-            for answer, own in zip(answers, expected, strict=True):
-                assert answer["label"] == own["label"]
-                assert answer["probabilities"] == pytest.approx(own["probabilities"], abs=1e-5)
+            for answer, direct in zip(answers, expected, strict=True):
+                assert answer["label"] == direct["label"]
+                assert answer["probabilities"] == pytest.approx(direct["probabilities"], abs=1e-5)
 
 
 def test_one_row_is_answered_by_one_object_and_without_accept_in_its_own_form(labels: Endpoint) -> None:
@@ -190,12 +188,14 @@ def test_what_cannot_be_answered_is_refused_with_a_message(
     assert labels.is_up()
 
 
-def test_of_more_requests_than_may_wait_some_are_refused_and_no_answer_is_mixed_up(labels: Endpoint) -> None:
+def test_of_more_requests_than_may_wait_some_are_refused_and_no_answer_is_mixed_up(
+    labels: Endpoint, own: Predictor
+) -> None:
     texts = [f"the fine film of day {number} was poor" for number in range(serve.MOST_REQUESTS + 16)]
-    expected = expected_of(labels.place, texts)
+    expected = own.predict(texts)
     found: dict[int, Answered] = {}
     # Long enough to be answered that all others have come by then.
-    slow = threading.Thread(target=labels.ask, args=("\n".join(["a fine day"] * 8_000), CSV))
+    slow = threading.Thread(target=labels.ask, args=("\n".join(["a fine day"] * 3_000), CSV))
     slow.start()
     time.sleep(0.3)
 
@@ -216,12 +216,14 @@ def test_of_more_requests_than_may_wait_some_are_refused_and_no_answer_is_mixed_
         assert answer["probabilities"] == pytest.approx(expected[number]["probabilities"], abs=1e-5)
 
 
-def test_chats_take_texts_and_messages_and_answer_with_texts(chats: Endpoint) -> None:
+def test_chats_take_texts_and_messages_and_answer_with_texts(chats: tuple[TestClient, Predictor]) -> None:
+    client, predictor = chats
     conversation = turns("what a day", "yes", "and now?")
-    expected = expected_of(chats.place, ["what a day", conversation])
-    body = json.dumps({"instances": ["what a day", {"messages": conversation}]})
-    assert chats.ask(body).json() == {"predictions": expected}
-    lines = list(csv.reader(io.StringIO(chats.ask(body, JSON, CSV).body, newline="")))
+    expected = predictor.predict(["what a day", conversation])
+    body = {"instances": ["what a day", {"messages": conversation}]}
+    assert client.post("/invocations", json=body).json() == {"predictions": expected}
+    table = client.post("/invocations", json=body, headers={"Accept": CSV}).text
+    lines = list(csv.reader(io.StringIO(table, newline="")))
     assert lines == [[answer["answer"], "false"] for answer in expected]
 
 
@@ -235,9 +237,11 @@ def test_chats_take_texts_and_messages_and_answer_with_texts(chats: Endpoint) ->
         ([{"role": "judge", "content": "x"}], "has the role 'judge'"),
     ],
 )
-def test_conversations_that_are_none_are_refused(chats: Endpoint, messages: Any, message: str) -> None:
-    found = chats.ask(json.dumps({"messages": messages}))
-    assert found.status == 400 and message in found.json()["error"]
+def test_conversations_that_are_none_are_refused(
+    chats: tuple[TestClient, Predictor], messages: Any, message: str
+) -> None:
+    found = chats[0].post("/invocations", json={"messages": messages})
+    assert found.status_code == 400 and message in found.json()["error"]
 
 
 def test_several_labels_are_one_cell_of_a_table() -> None:
@@ -260,9 +264,9 @@ def test_answers_are_as_long_as_the_jobs_own_unless_the_environment_says_otherwi
     params = tmp_path / "params.yaml"
     monkeypatch.delenv("MAX_NEW_TOKENS", raising=False)
     assert serve.answer_limit(params) == MAX_NEW_TOKENS
-    params.write_bytes((ROOT / "recipes/medical-qa.yaml").read_bytes())
-    own = load_params("infer", path=params).infer.max_new_tokens
-    assert serve.answer_limit(params) == own != MAX_NEW_TOKENS
+    recipe = (ROOT / "recipes/medical-qa.yaml").read_text(encoding="utf-8")
+    params.write_text(recipe.replace("max_new_tokens: 256", "max_new_tokens: 12"), encoding="utf-8")
+    assert serve.answer_limit(params) == 12
     monkeypatch.setenv("MAX_NEW_TOKENS", "3")
     assert serve.answer_limit(params) == 3
 

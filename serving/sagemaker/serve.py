@@ -39,13 +39,13 @@ def load(model: Path) -> Predictor:
     """
     from serving.predictor import load_predictor
 
+    limit = answer_limit(model / "params.yaml")
     if not (model / "adapter").is_dir():
         raise UserError(f"{model}: holds no folder adapter/. Deploy what a training job of this image left.")
     models = Path(tempfile.mkdtemp(prefix="serving-")) / "models"
     models.mkdir()
     for path in model.iterdir():
         (models / path.name).symlink_to(path.resolve())
-    limit = answer_limit(model / "params.yaml")
     os.chdir(models.parent)
     return load_predictor(max_new_tokens=limit)
 
