@@ -1,0 +1,1 @@
+"""SageMaker: what its containers run (`python -m serving.sagemaker`), and what starts them (`.launch`)."""
