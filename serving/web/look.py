@@ -1,0 +1,39 @@
+"""Colours, fonts and sizes of the page, which come from this machine alone."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from serving.common.adapter import Adapter
+from stages.common.tables import read_json
+
+CSS = Path(__file__).with_name("page.css")
+TITLES = {
+    "classification": "Text classification",
+    "multi_label": "Text classification",
+    "question_answering": "Questions and answers",
+    "chat": "Chat",
+}
+
+
+def heading(title: str, adapter: Adapter) -> str:
+    """The first lines of the page, as HTML: what answers here.
+
+    Args:
+        title: of the page.
+        adapter: the one that answers.
+    """
+    source = read_json(adapter.folder / "base.json")["source"]
+    return (
+        f"<div class='heading'><h1>{escape(title)}</h1><p>Adapter {escape(str(adapter.folder))} on "
+        f"{escape(_base_name(source))}. Everything is computed on this machine.</p></div>"
+    )
+
+
+def _base_name(source: dict[str, Any]) -> str:
+    """What a base is known by, whatever its source."""
+    key = {"package": "member", "hub": "repo_id", "folder": "path"}[source["source"]]
+    name = source[key] if isinstance(source[key], str) else source[key][-1]
+    return name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
