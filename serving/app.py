@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from stages.common.errors import UserError, run_stage
+from stages.common.errors import UserError, listing, run_stage
 
 PORT = 7860
 PACKAGES = ("gradio", "fastapi", "uvicorn")
@@ -40,7 +40,7 @@ def require_packages() -> None:
     """
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f"{', '.join(absent)} is not installed in {sys.prefix}. `make serving` installs what this needs.")
+        raise UserError(f"{sys.prefix} lacks {listing(absent)}. `make serving` installs what this command needs.")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 from serving.batch.rows import Row
 from serving.predictor import Predictor
 from serving.web.answers import SLIDER_STEP, Line, Threshold, answer_rows, as_csv, decided, threshold_of
-from serving.web.events import LIGHT_EVENT, MODEL_EVENT, errors_in_page, model_lock
+from serving.web.events import LIGHT_EVENT, MODEL_EVENT, ending, errors_in_page, model_lock
 from serving.web.inputs import MOST_FILE_MIB, MOST_ROWS, csv_columns, csv_rows, pasted_rows
 from serving.web.table import pages, summary, table
 from stages.common.errors import UserError
@@ -39,8 +39,13 @@ def build(predictor: Predictor, folder: Path) -> None:
     threshold, labels = threshold_of(adapter), adapter.prompt_format.labels
 
     def answered(rows: Sequence[Row], progress: gr.Progress) -> tuple[list[Line], int]:
+        def advance(count: int) -> None:
+            if ending.is_set():
+                raise UserError("The app is ending.")
+            progress((count, len(rows)), unit="rows")
+
         with model_lock:
-            return answer_rows(predictor, rows, lambda count: progress((count, len(rows)), unit="rows")), 0
+            return answer_rows(predictor, rows, advance), 0
 
     def classify_texts(text: str, by_line: bool, progress: gr.Progress = PROGRESS) -> tuple[list[Line], int]:
         with errors_in_page():
@@ -135,12 +140,15 @@ def _thresholds(labels: Sequence[str], rule: dict[str, Any] | None) -> str:
 
 def _results() -> list[Any]:
     """Where answers are shown: summary, table, the row to turn pages with and what is in it, and the download."""
-    line, table_of_answers = gr.HTML(), gr.HTML(NOTHING_YET, elem_id="answers")
-    with gr.Row(visible=False) as pager:
+    with gr.Row():
+        line = gr.HTML(scale=3, min_width=200)
+        download = gr.DownloadButton("Download as CSV", visible=False, size="sm", scale=1, min_width=160)
+    rows = gr.HTML(NOTHING_YET, elem_id="answers", apply_default_css=False)
+    with gr.Row(visible=False, equal_height=True) as pager:
         back = gr.Button("Previous page", size="sm", min_width=100)
-        position = gr.HTML()
+        position = gr.HTML(min_width=100)
         forth = gr.Button("Next page", size="sm", min_width=100)
-    return [line, table_of_answers, pager, position, back, forth, gr.DownloadButton("Download as CSV", visible=False)]
+    return [line, rows, pager, position, back, forth, download]
 
 
 def _pager(page: int, count: int) -> tuple[Any, ...]:

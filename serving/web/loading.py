@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from peft import PeftModel
-
 from serving.common.adapter import Adapter, pin_base
 from serving.predictor import Predictor, load
 from stages.common.acceleration.base import dequantize_base

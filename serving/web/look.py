@@ -18,6 +18,16 @@ TITLES = {
 }
 
 
+def theme() -> Any:
+    """Gradio's own in blue, its grey on white dark enough to be read."""
+    import gradio as gr
+
+    # Of the semibold that it takes by default its package has a part of the letters.
+    sans = (gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
+    own = gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate", font=sans)
+    return own.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
+
+
 def heading(title: str, adapter: Adapter) -> str:
     """The first lines of the page, as HTML: what answers here.
 
@@ -27,7 +37,7 @@ def heading(title: str, adapter: Adapter) -> str:
     """
     source = read_json(adapter.folder / "base.json")["source"]
     return (
-        f"<div class='heading'><h1>{escape(title)}</h1><p>Adapter {escape(str(adapter.folder))} on "
+        f"<div class='heading'><h1>{escape(title)}</h1><p class='subdued'>Adapter {escape(str(adapter.folder))} on "
         f"{escape(_base_name(source))}. Everything is computed on this machine.</p></div>"
     )
 

@@ -51,11 +51,11 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
-                f"--port: another program listens on port {port} of {host}, maybe another app. End it, or give another port."
+                f"--port: another program, maybe another app, listens on port {port} of {host}. End it, or give another."
             ) from None
         raise UserError(
-            f"--host, --port: nothing can listen on port {port} of {host!r} ({error.strerror or error}). Give an address of this "
-            "machine, and a port from 1024 on."
+            f"--host, --port: nothing can listen on port {port} of {host!r} ({error.strerror or error}). Give an "
+            "address of this machine, and a port from 1024 on."
         ) from None
 
 
@@ -89,13 +89,13 @@ def make_app(predictor: Predictor, folder: Path, password: str | None) -> Any:
 
     from serving.web import chat_page, classify_page
     from serving.web.events import ending
-    from serving.web.look import CSS, TITLES, heading
+    from serving.web.look import CSS, TITLES, heading, theme
 
     title = TITLES[predictor.adapter.kind]
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(300, 3600)) as blocks:
         gr.HTML(heading(title, predictor.adapter))
         if predictor.adapter.answers_with_texts:
-            chat_page.build(predictor)
+            chat_page.build(predictor, blocks)
         else:
             classify_page.build(predictor, folder)
     blocks.queue(max_size=MOST_WAITING, api_open=False)
@@ -112,7 +112,7 @@ def make_app(predictor: Predictor, folder: Path, password: str | None) -> Any:
         auth=None if password is None else lambda _, given: hmac.compare_digest(given.encode(), password.encode()),
         auth_message="Any user name, and the password that this app was started with.",
         allowed_paths=[str(folder)], max_file_size=MOST_FILE_MIB * 1024 * 1024,
-        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate"), css_paths=CSS,
+        theme=theme(), css_paths=CSS,
         # Gradio's links, its history in the browser, and whatever GRADIO_… variables may ask for.
         footer_links=[], run_history=False, show_error=False, enable_monitoring=False,
         ssr_mode=False, pwa=False, mcp_server=False,

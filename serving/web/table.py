@@ -66,10 +66,10 @@ def _row(line: Line, threshold: Threshold) -> str:
 
 def _answer(line: Line, threshold: Threshold) -> str:
     chosen = line["labels"] if "labels" in line else [line["label"]]
-    chips = [f"<span class='chip'>{escape(label)}</span>" for label in chosen] or ["<span class='none'>no label</span>"]
-    chips += [
-        f"<span class='remark'>{name}</span>" for name in ("unsure", "shortened") if line.get(name)
+    chips = [f"<span class='chip'>{escape(label)}</span>" for label in chosen] or [
+        "<span class='subdued'>no label</span>"
     ]
+    chips += [f"<span class='remark'>{name}</span>" for name in ("unsure", "shortened") if line.get(name)]
     likeliest = sorted(line["probabilities"], key=lambda label: -line["probabilities"][label])[:MOST_BARS]
     bars = [
         _bar(label, line["probabilities"][label], label in chosen, _mark(line, label, threshold))
@@ -77,7 +77,7 @@ def _answer(line: Line, threshold: Threshold) -> str:
         if label in likeliest
     ]
     hidden = len(line["probabilities"]) - len(bars)
-    rest = f"<p class='none'>{hidden:,} less likely labels</p>" if hidden else ""
+    rest = f"<p class='subdued'>{hidden:,} less likely labels</p>" if hidden else ""
     return f"<div class='chips'>{''.join(chips)}</div>{''.join(bars)}{rest}"
 
 
