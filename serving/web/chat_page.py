@@ -91,7 +91,7 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
             tuned = _transcript("tuned")
         with gr.Column(min_width=320, visible=False) as beside:
             base = _transcript("base")
-    remarks = gr.HTML()
+    remarks = gr.HTML(apply_default_css=False)
     question, buttons = _inputs(predictor.adapter.kind)
     sampling = _sampling_inputs(predictor.max_new_tokens)
     transcript, (send, stopping, clearing) = [conversations, tuned, base], buttons

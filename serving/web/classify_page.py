@@ -120,7 +120,7 @@ def _threshold_control(threshold: Threshold, labels: Sequence[str], rule: dict[s
             f"At first {threshold.value:.4g}, as evaluate chose it."
         )
     if threshold.decides == "labels":
-        gr.HTML(_thresholds(labels, rule))
+        gr.HTML(_thresholds(labels, rule), apply_default_css=False)
     return gr.Slider(
         0, 1, threshold.at_first, step=SLIDER_STEP, label=name, info=information, buttons=["reset"],
         visible=threshold.decides != "labels",
@@ -141,12 +141,12 @@ def _thresholds(labels: Sequence[str], rule: dict[str, Any] | None) -> str:
 def _results() -> list[Any]:
     """Where answers are shown: summary, table, the row to turn pages with and what is in it, and the download."""
     with gr.Row():
-        line = gr.HTML(scale=3, min_width=200)
+        line = gr.HTML(scale=3, min_width=200, apply_default_css=False)
         download = gr.DownloadButton("Download as CSV", visible=False, size="sm", scale=1, min_width=160)
     rows = gr.HTML(NOTHING_YET, elem_id="answers", apply_default_css=False)
     with gr.Row(visible=False, equal_height=True) as pager:
         back = gr.Button("Previous page", size="sm", min_width=100)
-        position = gr.HTML(min_width=100)
+        position = gr.HTML(min_width=100, apply_default_css=False)
         forth = gr.Button("Next page", size="sm", min_width=100)
     return [line, rows, pager, position, back, forth, download]
 

@@ -51,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
-                f"--port: another program, maybe another app, listens on port {port} of {host}. End it, or give another."
+                f"--port: another program listens on port {port} of {host}, maybe another app. End it or give another."
             ) from None
         raise UserError(
             f"--host, --port: nothing can listen on port {port} of {host!r} ({error.strerror or error}). Give an "
@@ -93,7 +93,7 @@ def make_app(predictor: Predictor, folder: Path, password: str | None) -> Any:
 
     title = TITLES[predictor.adapter.kind]
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(300, 3600)) as blocks:
-        gr.HTML(heading(title, predictor.adapter))
+        gr.HTML(heading(title, predictor.adapter), apply_default_css=False)
         if predictor.adapter.answers_with_texts:
             chat_page.build(predictor, blocks)
         else:
