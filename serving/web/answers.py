@@ -46,7 +46,7 @@ class Threshold(NamedTuple):
 
     def moved(self, position: float) -> float:
         """What a slider's position means: untouched it is `value` itself, whose further digits may decide a row."""
-        return self.value if position == self.at_first else position
+        return self.value if position == self.at_first else float(position)
 
 
 def threshold_of(adapter: Adapter) -> Threshold:

@@ -14,13 +14,15 @@ from peft import PeftModel
 
 from serving.common.chat import HIGHEST_TEMPERATURE, Outcome, Sampling, stream_answer
 from serving.predictor import Predictor
-from serving.web.events import LIGHT_EVENT, MODEL_EVENT, ending, errors_in_page, model_lock
+from serving.web.events import CHECKING_EVENT, LIGHT_EVENT, MODEL_EVENT, ending, errors_in_page, model_lock
 from stages.common.errors import UserError
 from stages.common.prompting.conversations import Message
 
 MOST_QUESTION_CHARACTERS = 20_000
 # A CPU takes minutes for so many.
 MOST_NEW_TOKENS = 1_024
+# A fast model would have the browser draw more often than it can.
+SECONDS_BETWEEN_UPDATES = 0.1
 SIDES = {"tuned": "Tuned", "base": "Base model"}
 NONE = "(no answer)"
 ENDS = {"stop": "", "length": ", cut at the longest answer", "cancelled": ", stopped"}
@@ -53,14 +55,19 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
         with errors_in_page():
             sampling = Sampling(temperature, top_p, int(tokens))
             for side in SIDES if both else ("tuned",):
-                start = time.monotonic()
+                start = shown = time.monotonic()
                 for piece in _pieces(predictor, conversations[side], sampling, cancelled, side):
+                    now = time.monotonic()
                     if isinstance(piece, Outcome):
-                        remarks[side] = _remark(side, piece, time.monotonic() - start)
+                        remarks[side] = _remark(side, piece, now - start)
                     else:
-                        conversations[side][-1]["content"] += piece
+                        # NUL is refused where a conversation goes on, and no page can show it.
+                        conversations[side][-1]["content"] += piece.replace("\0", "\ufffd")
+                        if now - shown < SECONDS_BETWEEN_UPDATES:
+                            continue
                     if ending.is_set():
                         cancelled.set()
+                    shown = now
                     yield conversations, *_shown(conversations, "…"), "".join(remarks.values())
 
     def finish(conversations: Conversations) -> tuple[Any, ...]:
@@ -96,12 +103,13 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
     sampling = _sampling_inputs(predictor.max_new_tokens)
     transcript, (send, stopping, clearing) = [conversations, tuned, base], buttons
     kept = [*buttons, both]
-    gr.on(
+    answering = gr.on(
         [send.click, question.submit], ask, [question, conversations], [question, *transcript, remarks, *kept],
-        **LIGHT_EVENT,
-    ).success(
-        answer, [conversations, both, *sampling], [*transcript, remarks], show_progress="hidden", **MODEL_EVENT
-    ).then(finish, conversations, [tuned, base, *kept], **LIGHT_EVENT)  # fmt: skip
+        **CHECKING_EVENT,
+    ).success(answer, [conversations, both, *sampling], [*transcript, remarks], show_progress="hidden", **MODEL_EVENT)  # fmt: skip
+    # `then` alone leaves out what failed, as where the queue is full.
+    for afterwards in (answering.success, answering.failure):
+        afterwards(finish, conversations, [tuned, base, *kept], **LIGHT_EVENT)
     stopping.click(stop, **LIGHT_EVENT)
     clearing.click(clear, None, [*transcript, remarks], **LIGHT_EVENT)
     both.input(compare, [both, conversations], [*transcript, beside], **LIGHT_EVENT)

@@ -15,7 +15,7 @@ import gradio as gr
 from serving.batch.rows import Row
 from serving.predictor import Predictor
 from serving.web.answers import SLIDER_STEP, Line, Threshold, answer_rows, as_csv, decided, threshold_of
-from serving.web.events import LIGHT_EVENT, MODEL_EVENT, ending, errors_in_page, model_lock
+from serving.web.events import CHECKING_EVENT, LIGHT_EVENT, MODEL_EVENT, ending, errors_in_page, model_lock
 from serving.web.inputs import MOST_FILE_MIB, MOST_ROWS, csv_columns, csv_rows, pasted_rows
 from serving.web.table import pages, summary, table
 from stages.common.errors import UserError
@@ -106,7 +106,7 @@ def _file_inputs() -> tuple[gr.File, gr.Dropdown, gr.Dropdown, gr.Button]:
         file = gr.File(label=label, file_types=[".csv"], height=140)
         text_column = gr.Dropdown([], label="Column of the texts")
         id_column = gr.Dropdown([FILE_AND_LINE], value="", label="Column of the ids")
-        file.change(columns_of, file, [text_column, id_column], **LIGHT_EVENT)
+        file.change(columns_of, file, [text_column, id_column], **CHECKING_EVENT)
         return file, text_column, id_column, gr.Button("Classify file", variant="primary")
 
 

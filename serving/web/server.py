@@ -45,6 +45,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: another program has it, or nobody here can.
     """
+    if port not in range(2**16):
+        raise UserError(f"--port: {port} is no port. Give one from 1 to 65535, or 0 for any that is free.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
