@@ -106,7 +106,9 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
     answering = gr.on(
         [send.click, question.submit], ask, [question, conversations], [question, *transcript, remarks, *kept],
         **CHECKING_EVENT,
-    ).success(answer, [conversations, both, *sampling], [*transcript, remarks], show_progress="hidden", **MODEL_EVENT)  # fmt: skip
+    ).success(
+        answer, [conversations, both, *sampling], [*transcript, remarks], show_progress="hidden", **MODEL_EVENT
+    )  # fmt: skip
     # `then` alone leaves out what failed, as where the queue is full.
     for afterwards in (answering.success, answering.failure):
         afterwards(finish, conversations, [tuned, base, *kept], **LIGHT_EVENT)
