@@ -38,11 +38,13 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
         predictor: of an adapter that answers with texts, as `load_for_page` gives it.
         blocks: the page.
     """
-    # What the Stop button of each session sets.
+    # For each session with an answer being made, what its Stop button sets.
     stops: dict[str | None, threading.Event] = {}
 
     def ask(question: str, conversations: Conversations, request: gr.Request) -> tuple[Any, ...]:
         with errors_in_page():
+            if request.session_hash in stops:
+                raise UserError("An answer is being made. Wait until it is there, or stop it.")
             turns = [{"role": "user", "content": _checked(question)}, {"role": "assistant", "content": ""}]
         stops[request.session_hash] = threading.Event()
         conversations = {side: [*said, *map(dict, turns)] for side, said in conversations.items()}
@@ -70,7 +72,8 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
                     shown = now
                     yield conversations, *_shown(conversations, "…"), "".join(remarks.values())
 
-    def finish(conversations: Conversations) -> tuple[Any, ...]:
+    def finish(conversations: Conversations, request: gr.Request) -> tuple[Any, ...]:
+        stops.pop(request.session_hash, None)
         return *_shown(conversations, NONE), *_buttons(running=False)
 
     def compare(both: bool, conversations: Conversations) -> tuple[Any, ...]:
@@ -82,7 +85,8 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
         return _nothing(), *_shown(_nothing(), ""), ""
 
     def stop(request: gr.Request) -> None:
-        stops.setdefault(request.session_hash, threading.Event()).set()
+        if request.session_hash in stops:
+            stops[request.session_hash].set()
 
     def leave(request: gr.Request) -> None:
         stops.pop(request.session_hash, threading.Event()).set()
