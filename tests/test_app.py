@@ -344,9 +344,11 @@ def test_what_cannot_be_answered_is_complained_of_in_the_page(apps: dict[str, Ap
             found = message(page)
             assert expected in found and "--" not in found, found
         page.reload()
-        upload(page, "<img src=x onerror=hit=1>.csv", b"text\n")
+        column = "<img src=x onerror=window.hit=1>"
+        upload(page, "days.csv", f"{column},{column}\na,b\n".encode())
+        expect(page.get_by_label("Column of the texts")).to_have_value(column)
         page.get_by_role("button", name="Classify file").click()
-        assert "<img src=x onerror=hit=1>" in message(page), "shown, not done"
+        assert f"has the column '{column}' more than once" in message(page), "shown, not done"
         expect(page.get_by_text("Answers appear here.")).to_be_visible()
 
 
