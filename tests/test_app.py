@@ -24,6 +24,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving.predictor import load_predictor
 from serving.web import inputs
 from serving.web.answers import as_csv, neutral
+from stages.common.errors import UserError
 from tests.served import LABELS, make_served, turns
 from tests.workplace import Workplace
 
@@ -264,8 +265,10 @@ def upload(page: Page, name: str, content: bytes) -> None:
 
 
 def choose(page: Page, label: str, option: str) -> None:
-    page.get_by_label(label).fill(option)
-    page.get_by_label(label).press("Enter")
+    field = page.get_by_label(label)
+    field.click()
+    page.locator(f"#{field.get_attribute('aria-controls')}").get_by_role("option", name=option, exact=True).click()
+    expect(field).to_have_value(option)
 
 
 def test_a_csv_file_is_answered_by_its_columns_page_by_page(apps: dict[str, App], browser: Browser) -> None:
@@ -329,9 +332,6 @@ def test_what_cannot_be_answered_is_complained_of_in_the_page(apps: dict[str, Ap
     with opened(browser, apps["classification"]) as page:
         page.get_by_role("button", name="Classify", exact=True).click()
         assert "There is no text yet: write or paste one." in message(page)
-        page.get_by_role("textbox", name="Texts").fill("x" * (inputs.MOST_PASTED_CHARACTERS + 1))
-        page.get_by_role("button", name="Classify", exact=True).click()
-        assert "That are 200,001 characters, and the field takes 200,000." in message(page)
         page.get_by_role("tab", name="CSV file").click()
         page.get_by_role("button", name="Classify file").click()
         assert "There is no file yet: upload one." in message(page)
@@ -541,6 +541,14 @@ def test_mistakes_of_the_command_line_get_one_message(tmp_path: Path) -> None:
             )
             assert (result.returncode, result.stdout) == (1, ""), result.stderr
             assert result.stderr.startswith(expected) and len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_more_text_than_the_field_takes_is_refused() -> None:
+    with pytest.raises(UserError, match="That are 200,001 characters, and the field takes 200,000"):
+        inputs.pasted_rows("x" * (inputs.MOST_PASTED_CHARACTERS + 1), by_line=False)
+    with pytest.raises(UserError, match="That are more than 2,000 rows"):
+        inputs.pasted_rows("x\n" * (inputs.MOST_ROWS + 1), by_line=True)
+    assert len(inputs.pasted_rows("x\n" * inputs.MOST_ROWS, by_line=True)) == inputs.MOST_ROWS
 
 
 def test_cells_that_begin_as_formulas_get_an_apostrophe_and_nothing_else_changes() -> None:
