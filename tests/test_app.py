@@ -514,7 +514,7 @@ def test_questions_are_answered_each_by_itself_after_a_login(apps: dict[str, App
         assert "There is no question yet: write one." in message(page)
         page.get_by_role("textbox", name="Question").fill("x" * 20_001)
         page.get_by_role("button", name="Send").click()
-        assert "That are 20,001 characters; a question may have 20,000." in message(page)
+        assert "These are 20,001 characters; a question may have 20,000." in message(page)
         expect(page.get_by_role("textbox", name="Question")).to_have_value("x" * 20_001)
 
 
@@ -544,9 +544,9 @@ def test_mistakes_of_the_command_line_get_one_message(tmp_path: Path) -> None:
 
 
 def test_more_text_than_the_field_takes_is_refused() -> None:
-    with pytest.raises(UserError, match="That are 200,001 characters, and the field takes 200,000"):
+    with pytest.raises(UserError, match="These are 200,001 characters, and the field takes 200,000"):
         inputs.pasted_rows("x" * (inputs.MOST_PASTED_CHARACTERS + 1), by_line=False)
-    with pytest.raises(UserError, match="That are more than 2,000 rows"):
+    with pytest.raises(UserError, match="These are more than 2,000 rows"):
         inputs.pasted_rows("x\n" * (inputs.MOST_ROWS + 1), by_line=True)
     assert len(inputs.pasted_rows("x\n" * inputs.MOST_ROWS, by_line=True)) == inputs.MOST_ROWS
 

@@ -174,7 +174,7 @@ def _checked(question: str) -> str:
     if not question.strip():
         raise UserError("There is no question yet: write one.")
     if len(question) > MOST_QUESTION_CHARACTERS:
-        raise UserError(f"That are {len(question):,} characters; a question may have {MOST_QUESTION_CHARACTERS:,}.")
+        raise UserError(f"These are {len(question):,} characters; a question may have {MOST_QUESTION_CHARACTERS:,}.")
     return question.strip()
 
 

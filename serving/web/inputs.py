@@ -33,7 +33,7 @@ def pasted_rows(text: str, by_line: bool) -> list[Row]:
         raise UserError("There is no text yet: write or paste one.")
     if len(text) > MOST_PASTED_CHARACTERS:
         raise UserError(
-            f"That are {len(text):,} characters, and the field takes {MOST_PASTED_CHARACTERS:,}. Upload a CSV file, or "
+            f"These are {len(text):,} characters, and the field takes {MOST_PASTED_CHARACTERS:,}. Upload a CSV file, or "
             "use python -m serving.predict."
         )
     # As in a file, the last line may end or not.
@@ -88,7 +88,7 @@ def csv_rows(path: Path, text_column: str, id_column: str | None) -> list[Row]:
 def _limited(rows: list[Row]) -> list[Row]:
     if len(rows) > MOST_ROWS:
         raise UserError(
-            f"That are more than {MOST_ROWS:,} rows, the most that this page answers at once. Split them, or use "
+            f"These are more than {MOST_ROWS:,} rows, the most that this page answers at once. Split them, or use "
             "python -m serving.predict, which takes files of any size."
         )
     return rows

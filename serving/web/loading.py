@@ -25,7 +25,8 @@ def load_for_page(adapter: Adapter, limit: int) -> Predictor:
     Raises:
         UserError: the base cannot be had or another one is pinned, or the adapter is damaged.
     """
-    if not adapter.answers_with_texts:
+    # A merged model has no adapter to switch off.
+    if not adapter.answers_with_texts or not (adapter.folder / "adapter_config.json").is_file():
         return load(adapter, limit)
     tokenizer = load_prompt_tokenizer(adapter.folder)
     note = pin_base(adapter.folder)

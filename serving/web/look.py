@@ -35,10 +35,12 @@ def heading(title: str, adapter: Adapter) -> str:
         title: of the page.
         adapter: the one that answers.
     """
-    source = read_json(adapter.folder / "base.json")["source"]
+    base = adapter.folder / "base.json"
+    # A merged model may come without.
+    on = f" on {escape(_base_name(read_json(base)['source']))}" if base.is_file() else ""
     return (
-        f"<div class='heading'><h1>{escape(title)}</h1><p class='subdued'>Adapter {escape(str(adapter.folder))} on "
-        f"{escape(_base_name(source))}. Everything is computed on this machine.</p></div>"
+        f"<div class='heading'><h1>{escape(title)}</h1><p class='subdued'>{escape(str(adapter.folder))}{on}. Everything "
+        "is computed on this machine.</p></div>"
     )
 
 
