@@ -33,8 +33,8 @@ def pasted_rows(text: str, by_line: bool) -> list[Row]:
         raise UserError("There is no text yet: write or paste one.")
     if len(text) > MOST_PASTED_CHARACTERS:
         raise UserError(
-            f"These are {len(text):,} characters, and the field takes {MOST_PASTED_CHARACTERS:,}. Upload a CSV file, or "
-            "use python -m serving.predict."
+            f"These are {len(text):,} characters, and the field takes {MOST_PASTED_CHARACTERS:,}. Upload a CSV file "
+            "or use python -m serving.predict."
         )
     # As in a file, the last line may end or not.
     return _limited(list(text_rows(text.removesuffix("\n").split("\n") if by_line else [text])))

@@ -39,8 +39,8 @@ def heading(title: str, adapter: Adapter) -> str:
     # A merged model may come without.
     on = f" on {escape(_base_name(read_json(base)['source']))}" if base.is_file() else ""
     return (
-        f"<div class='heading'><h1>{escape(title)}</h1><p class='subdued'>{escape(str(adapter.folder))}{on}. Everything "
-        "is computed on this machine.</p></div>"
+        f"<div class='heading'><h1>{escape(title)}</h1><p class='subdued'>{escape(str(adapter.folder))}{on}. "
+        "Everything is computed on this machine.</p></div>"
     )
 
 
