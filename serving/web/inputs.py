@@ -10,7 +10,7 @@ from pathlib import Path
 from serving.batch.rows import Columns, Row, table_rows, text_rows
 from stages.common.errors import UserError
 
-# A page is for looking at answers: so many take the default recipe a minute or two on two CPU cores.
+# A page is for looking at answers; whoever comes next waits until they are there.
 MOST_ROWS = 2_000
 MOST_PASTED_CHARACTERS = 200_000
 MOST_FILE_MIB = 10
