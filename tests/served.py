@@ -1,0 +1,67 @@
+"""Tiny adapters of every kind of task, made without training, and the real service on one of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from stages.common.tables import table_metadata
+from tests.sharp import sharp_model
+from tests.workplace import REVIEWS, WORDS, Workplace, make_workplace
+
+LABELS = list(WORDS)
+
+
+def make_served(folder: Path, kind: str) -> Workplace:
+    """A project with models/adapter for a kind of task: random weights large enough that answers differ."""
+    place = make_workplace(folder)
+    sharp_model(place.folder / "base").save_pretrained(place.folder / "base")
+    columns: dict[str, Any] = dict.fromkeys(("group", "split", "slice")) | {"id": "number", "text": "review"}
+    columns["label"] = "opinion"
+    if kind == "multi_label":
+        task = {"kind": "classification", "multi_label": True, "labels": LABELS}
+        place.set("task", task | {"label_descriptions": None, "positive_label": None})
+        columns["label"] = {"column": "opinion", "separator": "|", "aliases": None}
+    elif kind != "classification":
+        place.set("task", {"kind": kind})
+        place.set("infer", {"method": "generate", "max_new_tokens": 8})
+    if kind == "chat":
+        columns |= {"text": {"column": "turns", "format": "messages"}, "label": None}
+        place.set("format_prompts.template", None)
+        place.set("format_prompts.style", "chat")
+        place.set("format_prompts.max_length_tokens", 160)
+        rows = [line.split(",") for line in (place.folder / REVIEWS).read_text().splitlines()[1:]]
+        lines = [{"number": number, "turns": turns(text, answer)} for number, text, answer in rows]
+        place.write("data/raw/chats.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        place.set("ingest.source.paths", ["data/raw/chats.jsonl"])
+    place.set("ingest.columns", columns)
+    for stage in ("base_model", "ingest", "format_prompts"):
+        assert place.main(f"stages.{stage}") == 0
+    _save_adapter(place)
+    return place
+
+
+def turns(text: str, *following: str) -> list[dict[str, str]]:
+    """A conversation, the user first."""
+    roles = ("user", "assistant")
+    return [{"role": roles[index % 2], "content": content} for index, content in enumerate((text, *following))]
+
+
+def _save_adapter(place: Workplace) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    models = place.folder / "models"
+    base = AutoModelForCausalLM.from_pretrained(place.folder / "base")
+    base.name_or_path = "models/base"
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(models / "adapter")
+    for file in (models / "tokenizer").iterdir():
+        shutil.copy(file, models / "adapter")
+    shutil.copy(models / "base.json", models / "adapter")
+    prompt_format = table_metadata(place.folder / "data/prompts.parquet", "prompt_format")
+    place.write("models/adapter/prompt.json", json.dumps(prompt_format))
