@@ -59,7 +59,7 @@ def _save_adapter(place: Workplace) -> None:
     base.name_or_path = "models/base"
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(base, config).save_pretrained(models / "adapter")
+    get_peft_model(base, config).save_pretrained(str(models / "adapter"))
     for file in (models / "tokenizer").iterdir():
         shutil.copy(file, models / "adapter")
     shutil.copy(models / "base.json", models / "adapter")
