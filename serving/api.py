@@ -48,6 +48,7 @@ def serve(options: Settings) -> None:
     from serving.common.adapter import read_adapter
 
     adapter = read_adapter(options.adapter, options.decision)
+    options.queue_rows(adapter.answers_with_texts)
     listener = listen(options.host, options.port)
     import uvicorn
 

@@ -98,7 +98,8 @@ async def on_invalid_request(request: Request, error: Exception) -> JSONResponse
     problem = error.errors()[0]
     # Of a union's members the location names each; the request knows none of them.
     param = ".".join(str(part) for part in problem["loc"] if part != "body")
-    message = f"{param or 'the body'}: {problem['msg']}"
+    said = "is unknown here, or not offered; leave it out" if problem["type"] == "extra_forbidden" else problem["msg"]
+    message = f"{param or 'the body'}: {said}"
     return ApiError(status, message, "invalid_request", _printable(param) or None).response()
 
 

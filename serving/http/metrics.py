@@ -14,7 +14,7 @@ class Metrics:
     """The service's counters; see docs/api.md."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("http_requests", "Requests answered", ["route", "status"], registry=registry)
         self._seconds = Histogram(

@@ -68,9 +68,19 @@ class Settings:
 
         Args:
             answers_with_texts: whether answers are generated, one after the other.
+
+        Raises:
+            UserError: a request with as many texts as it may have would never fit.
         """
-        default = QUEUE_OF_ANSWERS if answers_with_texts else max(QUEUE_OF_TEXTS, self.max_texts)
-        return default if self.queue is None else self.queue
+        if answers_with_texts:
+            return self.queue or QUEUE_OF_ANSWERS
+        rows = self.queue or max(QUEUE_OF_TEXTS, self.max_texts)
+        if rows < self.max_texts:
+            raise UserError(
+                f"--queue: {rows} is less than the {self.max_texts} texts that one request may have. Raise it, or lower "
+                "--max-texts."
+            )
+        return rows
 
 
 def settings(description: str | None) -> Settings:
@@ -86,11 +96,6 @@ def settings(description: str | None) -> Settings:
     for name in ("adapter", "decision", "host", "model_name"):
         if getattr(options, name) == "":
             raise UserError(f"--{name.replace('_', '-')}: is empty. Give it a value, or leave it out.")
-    if options.queue is not None and options.queue < options.max_texts:
-        raise UserError(
-            f"--queue: {options.queue} is less than the {options.max_texts} texts that one request may have. Raise it, "
-            "or lower --max-texts."
-        )
     token = _token()
     if token is None and not options.allow_anonymous and not _is_loopback(options.host):
         raise UserError(
