@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +72,51 @@ def _save_adapter(place: Workplace) -> None:
     shutil.copy(models / "base.json", models / "adapter")
     prompt_format = table_metadata(place.folder / "data/prompts.parquet", "prompt_format")
     place.write("models/adapter/prompt.json", json.dumps(prompt_format))
+
+
+class Server:
+    """A running service; see `serve`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self.url = f"http://127.0.0.1:{self.wait_for('listening')['port']}"
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of its log, each of which has to be JSON."""
+        return [json.loads(line) for line in self._log.read_bytes().decode("ascii").splitlines(keepends=True)
+                if line.endswith("\n")]  # fmt: skip
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The first line of its log about an event."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            found = [line for line in self.log() if line["event"] == event]
+            if found:
+                return found[0]
+            assert self.process.poll() is None, self._log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"no {event!r} in a minute:\n{self._log.read_text()}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Tell it to end; its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def serve(place: Workplace, *arguments: str, **environment: str) -> Iterator[Server]:
+    """The service on a free port, its model loaded; it is ended when the block ends."""
+    log = place.folder / f"{secrets.token_hex(4)}.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.api", "--port", "0", *arguments],
+            cwd=place.folder, env=place.environment(**environment), stderr=stderr,
+        )  # fmt: skip
+    try:
+        server = Server(process, log)
+        server.wait_for("ready")
+        yield server
+    finally:
+        process.kill()
+        process.wait()

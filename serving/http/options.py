@@ -77,7 +77,7 @@ class Settings:
         rows = self.queue or max(QUEUE_OF_TEXTS, self.max_texts)
         if rows < self.max_texts:
             raise UserError(
-                f"--queue: {rows} is less than the {self.max_texts} texts that one request may have. Raise it, or lower "
+                f"--queue: {rows} is less than the {self.max_texts} texts that one request may have. Raise it or lower "
                 "--max-texts."
             )
         return rows
