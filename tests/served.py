@@ -74,6 +74,16 @@ def _save_adapter(place: Workplace) -> None:
     place.write("models/adapter/prompt.json", json.dumps(prompt_format))
 
 
+# A body that is too long is refused as well. Which roles follow each other and that no turn is empty no schema says.
+FUZZING = """
+[checks]
+negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 406, 413, 415, 422, 429, "5xx"]
+[[operations]]
+include-path = "/v1/chat/completions"
+checks.positive_data_acceptance.enabled = false
+"""
+
+
 class Server:
     """A running service; see `serve`."""
 
@@ -120,3 +130,26 @@ def serve(place: Workplace, *arguments: str, **environment: str) -> Iterator[Ser
     finally:
         process.kill()
         process.wait()
+
+
+def fuzz(server: Server, folder: Path, token: str | None, seconds: int) -> None:
+    """Send what schemathesis makes of the service's own description; every answer has to be one that it declares.
+
+    Args:
+        server: running.
+        folder: for files of the run.
+        token: that the service asks for.
+        seconds: how long.
+    """
+    (folder / "schemathesis.toml").write_text(FUZZING)
+    before = len(server.log())
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "--config-file", "schemathesis.toml", "run",
+        f"{server.url}/openapi.json", "--max-time", str(seconds), "--max-examples", "10000", "--seed", "1",
+        "--output-truncate", "true", *(["--header", f"Authorization: Bearer {token}"] if token else []),
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    statuses = [line["status"] for line in server.log()[before:] if line["event"] == "request"]
+    assert len(statuses) > 100 and 200 in statuses and max(statuses) < 500, "none of them fails the service"
+    assert server.process.poll() is None

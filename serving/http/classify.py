@@ -26,7 +26,7 @@ def router(service: Service) -> APIRouter:
         summary="Label texts",
         response_model=ClassifyAnswer,
         responses=ok("An answer for each text, in order.")
-        | responses(401, 404, 405, 408, 413, 422, 429, 500, 503, 504),
+        | responses(400, 401, 404, 405, 408, 413, 422, 429, 500, 503, 504),
     )
     async def classify(request: Request, asked: Annotated[ClassifyRequest, Body()]) -> JSONResponse:
         if service.adapter.answers_with_texts:

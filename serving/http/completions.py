@@ -21,8 +21,6 @@ from serving.http.service import Conversation, Service
 from stages.common.errors import UserError
 from stages.common.prompting.conversations import Message
 
-MOST_STOP_TEXTS = 4  # as OpenAI's API has it
-
 
 def router(service: Service) -> APIRouter:
     """The routes.
@@ -220,8 +218,8 @@ def _sampling(service: Service, asked: ChatRequest) -> Sampling:
         message = f"{limit:,} tokens are asked for, and this service gives at most {most:,}."
         raise ApiError(400, message, "answer_too_long", "max_tokens")
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
-    if len(stop) > MOST_STOP_TEXTS:
-        raise ApiError(400, f"stop: more than {MOST_STOP_TEXTS} texts are not taken.", "invalid_request", "stop")
+    if asked.logprobs:
+        raise ApiError(400, "logprobs: are not offered here; leave it out.", "invalid_request", "logprobs")
     if asked.stream_options is not None and not asked.stream:
         raise ApiError(400, "stream_options: are for stream: true.", "invalid_request", "stream_options")
     top_p = 1.0 if asked.top_p is None else asked.top_p

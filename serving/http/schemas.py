@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from serving.common.chat import HIGHEST_TEMPERATURE, SEEDS
 
-# Tokens count from one, and a client that sends 1.0 or "1" is told.
+MOST_STOP_TEXTS = 4  # as OpenAI's API has it
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -87,15 +87,19 @@ class ChatRequest(Request):
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOP_TEXTS)]
+        | None
+    ) = None
     seed: Annotated[StrictInt, Field(ge=SEEDS.start, lt=SEEDS.stop)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     # Whatever else clients send of their own accord, at the values that mean nothing.
-    n: Literal[1] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=1)] | None = None
     presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: StrictBool | None = Field(None, description="true is refused")
     user: str | None = None
 
 
@@ -158,7 +162,9 @@ class Status(BaseModel):
     status: Literal["ok", "ready"]
 
 
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# Of each event: a chunk as OpenAI's API has it, in JSON, or [DONE].
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAM = {"text/event-stream": {"schema": _EVENT}}
 
 
 def ok(description: str, **content: Any) -> dict[int | str, dict[str, Any]]:
