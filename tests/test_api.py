@@ -377,6 +377,7 @@ def test_several_labels_are_the_predictors_own(tmp_path: Path) -> None:
         (["--adapter", ""], None, "--adapter: is empty"),
         (["--host", "0.0.0.0"], None, "--host: at 0.0.0.0 other machines reach the service"),
         (["--host", "nowhere.invalid", "--allow-anonymous"], None, "--host: 'nowhere.invalid' is no address"),
+        (["--model-name", "a/b"], None, "--model-name: take up to 64 letters"),
         (["--queue", "10"], None, "--queue: 10 is less than the 256 texts"),
         ([], "short", "API_TOKEN in the environment: is no token"),
         ([], "with a blank in the midst", "API_TOKEN in the environment: is no token"),

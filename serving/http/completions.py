@@ -90,7 +90,7 @@ class _Pending:
         self._row.add_done_callback(lambda _: self._pieces.put_nowait(None))
 
     async def next_piece(self, request: Request | None = None) -> str | None:
-        """The next piece; None at the end.
+        """The next piece; None at the end, when the outcome is known.
 
         Args:
             request: is watched for its client to leave; None: somebody else does that.
@@ -102,27 +102,30 @@ class _Pending:
         try:
             async with asyncio.timeout_at(self._deadline):
                 piece = self._pieces.get()
-                return await (while_connected(request.receive, piece) if request else piece)
+                found: str | None = await (while_connected(request.receive, piece) if request else piece)
         except TimeoutError:
             self.cancel()
             raise self._service.late() from None
         except BaseException:
             self.cancel()
             raise
+        if found is None:
+            self._finish()
+        return found
 
+    @property
     def outcome(self) -> Outcome:
-        """What became of it, after the last piece.
+        """What became of it, after the last piece."""
+        outcome: Outcome = self._row.result()
+        return outcome
 
-        Raises:
-            ApiError: 400 where the conversation cannot be put into the model's words.
-        """
+    def _finish(self) -> None:
         try:
-            outcome: Outcome = self._row.result()
+            outcome = self.outcome
         except UserError as error:
             raise ApiError(400, str(error), "invalid_request", "messages") from None
         self._state.tokens = outcome.prompt_tokens + outcome.answer_tokens
         self._service.metrics.count_answers(1, outcome.prompt_tokens, outcome.answer_tokens)
-        return outcome
 
     def cancel(self) -> None:
         """End it, or take it out of the queue."""
@@ -135,7 +138,7 @@ async def _whole(pending: _Pending, piece: str | None, head: dict[str, Any], req
     while piece is not None:
         pieces.append(piece)
         piece = await pending.next_piece(request)
-    outcome = pending.outcome()
+    outcome = pending.outcome
     message = {"role": "assistant", "content": "".join(pieces)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": outcome.finish_reason}
     answer = head | {"object": "chat.completion", "choices": [choice], "usage": _usage(outcome)}
@@ -155,7 +158,7 @@ async def _events(pending: _Pending, piece: str | None, head: dict[str, Any], us
         while piece is not None:
             yield chunk({"content": piece})
             piece = await pending.next_piece()
-        outcome = pending.outcome()
+        outcome = pending.outcome
         yield chunk({}, outcome.finish_reason)
         if usage:
             yield _event(head | {"choices": [], "usage": _usage(outcome)})

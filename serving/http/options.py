@@ -96,6 +96,10 @@ def settings(description: str | None) -> Settings:
     for name in ("adapter", "decision", "host", "model_name"):
         if getattr(options, name) == "":
             raise UserError(f"--{name.replace('_', '-')}: is empty. Give it a value, or leave it out.")
+    if options.model_name is not None and not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", options.model_name):
+        raise UserError(
+            "--model-name: take up to 64 letters, digits and . _ : - for it, since it is part of addresses."
+        )
     token = _token()
     if token is None and not options.allow_anonymous and not _is_loopback(options.host):
         raise UserError(

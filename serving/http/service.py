@@ -41,10 +41,11 @@ class Service:
     Attributes:
         settings: how it is run.
         adapter: what is served.
-        on_failure: called when the model cannot be loaded.
+        on_failure: called when there is one.
         metrics: its counters.
         version: a digest of all that decides an answer; empty while the model is loaded.
-        failure: why the model could not be loaded.
+        failure: why the model could not be loaded, or is no longer run.
+        loaded_at: seconds since 1970.
     """
 
     settings: Settings
@@ -115,27 +116,31 @@ class Service:
         return ApiError(504, f"There was no answer in {self.settings.timeout_seconds:g} s.", "timeout")
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        thread = ThreadPoolExecutor(1, "model")
         try:
-            started = time.monotonic()
-            predictor, self.version = await loop.run_in_executor(thread, _load, self.settings, self.adapter)
+            queue = await self._load()
+            self._queue = queue
+            await queue.run()
         except Exception as error:
             self.failure = error
             self.on_failure()
-            return
-        texts = self.adapter.answers_with_texts
-        self._queue = WorkQueue(
+
+    async def _load(self) -> WorkQueue:
+        started, texts = time.monotonic(), self.adapter.answers_with_texts
+        thread = ThreadPoolExecutor(1, "model")
+        predictor, self.version = await asyncio.get_running_loop().run_in_executor(
+            thread, _load, self.settings, self.adapter
+        )
+        queue = WorkQueue(
             _generate(predictor) if texts else _score(predictor),
             1 if texts else self.settings.batch_rows,
             self.settings.queue_rows(texts),
             self.metrics.count_batch,
             thread,
         )
-        self.metrics.watch_queue(self._queue.__len__)
+        self.metrics.watch_queue(queue.__len__)
         self.loaded_at = int(time.time())
         say("ready", model=self.settings.name, version=self.version, seconds=round(time.monotonic() - started, 1))
-        await self._queue.run()
+        return queue
 
 
 class Conversation(NamedTuple):
