@@ -31,9 +31,9 @@ from stages.common.errors import UserError, run_stage
 from tests.served import Server
 
 # Two answers to the same text in different batches may differ by so much, and those to two texts have to differ by
-# ten times as much, so that no answer can pass for another one.
-ROUNDING = 1e-4
-TEXTS_PER_CLIENT = 8
+# more than three times as much, so that no answer can pass for another one.
+ROUNDING = 3e-5
+TEXTS_PER_CLIENT = 3
 
 
 @dataclass
@@ -44,6 +44,7 @@ class Load:
     rows: int = 0
     refused: int = 0
     wrong: int = 0
+    largest_difference: float = 0.0
     lost: list[str] = field(default_factory=list)
 
 
@@ -54,9 +55,10 @@ def main() -> None:
     if predictor.adapter.answers_with_texts:
         raise UserError(f"--adapter: {options.adapter} answers with texts; only labels can be checked here.")
     texts = list(dict.fromkeys(pq.read_table(options.texts, columns=["text"])["text"].to_pylist()))
-    texts = texts[: 4 * TEXTS_PER_CLIENT * options.clients]
+    texts = texts[: TEXTS_PER_CLIENT * options.clients]
     predictor.predict(texts[: options.batch_rows])
     before, known = score_offline(predictor, texts, options.batch_rows, options.offline_seconds)
+    assert len(known) == len(texts), "each at least once"
     distinct = tell_apart(known, options.clients)
     with started_service(options) as server:
         load = asyncio.run(apply_load(server.url, distinct, options))
@@ -90,7 +92,7 @@ def score_offline(
         predictor: of labels.
         texts: taken again from the first one when they are used up.
         batch_rows: of a call.
-        seconds: at least so long.
+        seconds: at least so long, and all texts once.
     """
     known: dict[str, dict[str, Any]] = {}
     start, rows = time.monotonic(), 0
@@ -98,7 +100,7 @@ def score_offline(
         batch = texts[first : first + batch_rows]
         known |= zip(batch, predictor.predict(batch), strict=True)
         rows += len(batch)
-        if time.monotonic() - start > seconds:
+        if time.monotonic() - start > seconds and rows >= len(texts):
             break
     return rows / (time.monotonic() - start), known
 
@@ -112,10 +114,10 @@ def tell_apart(known: dict[str, dict[str, Any]], clients: int) -> dict[str, np.n
     kept: dict[str, np.ndarray] = {}
     for text, answer in known.items():
         row = np.array(list(answer["probabilities"].values()))
-        if not kept or np.abs(np.array(list(kept.values())) - row).max(axis=1).min() > 10 * ROUNDING:
+        if not kept or np.abs(np.array(list(kept.values())) - row).max(axis=1).min() > 3 * ROUNDING:
             kept[text] = row
     if len(kept) < clients:
-        raise UserError(f"--texts: only {len(kept)} have answers that differ. Give more, or --offline-seconds more.")
+        raise UserError(f"--texts: only {len(kept)} have answers that differ. Give others, or fewer clients.")
     return kept
 
 
@@ -174,7 +176,9 @@ def check(answers: list[dict[str, Any]], right: list[np.ndarray], load: Load) ->
     """Count answers that are not the right ones."""
     load.lost += ["an answer of a request"] * (len(right) - len(answers))
     for answer, row in zip(answers, right, strict=False):
-        load.wrong += bool(np.abs(np.array(list(answer["probabilities"].values())) - row).max() > ROUNDING)
+        difference = float(np.abs(np.array(list(answer["probabilities"].values())) - row).max())
+        load.wrong += difference > ROUNDING
+        load.largest_difference = max(load.largest_difference, difference)
 
 
 def print_report(
@@ -189,6 +193,7 @@ def print_report(
         "service / offline scoring": f"{rate / mean:.1%}",
         "p50, p95, p99; seconds": f"{p50:.2f}, {p95:.2f}, {p99:.2f}",
         "answers; wrong, lost, refused with 429": f"{load.rows:,}; {load.wrong}, {len(load.lost)}, {load.refused}",
+        "largest difference of a probability": f"{load.largest_difference:.1e}",
         "clients, distinct texts": f"{options.clients}, {texts:,}",
         "texts of a request; of a batch at most": f"{options.texts_per_request}; {options.batch_rows}",
         "seconds; load average at the end": f"{options.seconds:g}; {average:.1f}",
