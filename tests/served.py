@@ -146,7 +146,8 @@ def fuzz(server: Server, folder: Path, token: str | None, seconds: int) -> None:
     command = [
         str(Path(sys.executable).with_name("schemathesis")), "--config-file", "schemathesis.toml", "run",
         f"{server.url}/openapi.json", "--max-time", str(seconds), "--max-examples", "10000", "--seed", "1",
-        "--output-truncate", "true", "--phases", "examples,coverage,fuzzing", *(["--header", f"Authorization: Bearer {token}"] if token else []),
+        "--output-truncate", "true", "--phases", "examples,coverage,fuzzing",
+        *(["--header", f"Authorization: Bearer {token}"] if token else []),
     ]  # fmt: skip
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
