@@ -107,9 +107,9 @@ def settings(description: str | None) -> Settings:
             f"{TOKEN_VARIABLE} in the environment, or say --allow-anonymous."
         )
     return Settings(
-        adapter=options.adapter,
-        decision=options.decision,
-        name=options.model_name or options.adapter.resolve().name,
+        adapter=Path(options.adapter),
+        decision=None if options.decision is None else Path(options.decision),
+        name=options.model_name or Path(options.adapter).resolve().name,
         host=options.host,
         port=options.port,
         token=token,
@@ -133,8 +133,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--adapter", metavar="FOLDER", type=Path, default=ADAPTER, help=f"the adapter (default {ADAPTER})")
-    add("--decision", metavar="FILE", type=Path, help="its thresholds (default: those of models/adapter, for it alone)")
+    add("--adapter", metavar="FOLDER", default=str(ADAPTER), help=f"the adapter (default {ADAPTER})")
+    add("--decision", metavar="FILE", help="its thresholds (default: those of models/adapter, for it alone)")
     add("--model-name", metavar="NAME", help="what clients call it (default: the folder's name)")
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     add("--port", type=_port, default=8000, help="0: any free one (default 8000)")
