@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +72,87 @@ def _save_adapter(place: Workplace) -> None:
     shutil.copy(models / "base.json", models / "adapter")
     prompt_format = table_metadata(place.folder / "data/prompts.parquet", "prompt_format")
     place.write("models/adapter/prompt.json", json.dumps(prompt_format))
+
+
+# A body that is too long is refused as well. Which roles follow each other and that no turn is empty no schema says.
+FUZZING = """
+[checks]
+negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 406, 413, 415, 422, 429, "5xx"]
+[[operations]]
+include-path = "/v1/chat/completions"
+checks.positive_data_acceptance.enabled = false
+"""
+
+
+class Server:
+    """A running service; see `serve`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self.url = f"http://127.0.0.1:{self.wait_for('listening')['port']}"
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of its log, each of which has to be JSON."""
+        return [json.loads(line) for line in self._log.read_bytes().decode("ascii").splitlines(keepends=True)
+                if line.endswith("\n")]  # fmt: skip
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The first line of its log about an event."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            found = [line for line in self.log() if line["event"] == event]
+            if found:
+                return found[0]
+            assert self.process.poll() is None, self._log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"no {event!r} in a minute:\n{self._log.read_text()}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Tell it to end; its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def serve(place: Workplace, *arguments: str, **environment: str) -> Iterator[Server]:
+    """The service on a free port, its model loaded; it is ended when the block ends."""
+    log = place.folder / f"{secrets.token_hex(4)}.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.api", "--port", "0", *arguments],
+            cwd=place.folder, env=place.environment(**environment), stderr=stderr,
+        )  # fmt: skip
+    try:
+        server = Server(process, log)
+        server.wait_for("ready")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def fuzz(server: Server, folder: Path, token: str | None, seconds: int) -> None:
+    """Send what schemathesis makes of the service's own description; every answer has to be one that it declares.
+
+    Args:
+        server: running.
+        folder: for files of the run.
+        token: that the service asks for.
+        seconds: how long.
+    """
+    (folder / "schemathesis.toml").write_text(FUZZING)
+    before = len(server.log())
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "--config-file", "schemathesis.toml", "run",
+        f"{server.url}/openapi.json", "--max-time", str(seconds), "--max-examples", "10000", "--seed", "1",
+        "--output-truncate", "true", "--phases", "examples,coverage,fuzzing",
+        *(["--header", f"Authorization: Bearer {token}"] if token else []),
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    statuses = [line["status"] for line in server.log()[before:] if line["event"] == "request"]
+    # A busy machine gets through few of them in the time.
+    assert len(statuses) > 20 and 200 in statuses, statuses
+    assert max(statuses) < 500, "nothing fails the service"
+    assert server.process.poll() is None

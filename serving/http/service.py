@@ -1,0 +1,204 @@
+"""The loaded model behind its queue: what all routes share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from serving.common.adapter import Adapter
+from serving.common.chat import Outcome, Sampling, write_answer
+from serving.http.errors import ApiError
+from serving.http.logs import say
+from serving.http.metrics import Metrics
+from serving.http.middleware import while_connected
+from serving.http.options import Settings
+from serving.http.queue import QueueFullError, WorkQueue
+from stages.common.base import file_sha256
+from stages.common.prompting.conversations import Message
+from stages.common.tables import read_json
+
+if TYPE_CHECKING:
+    from serving.predictor import Predictor
+
+# What lies in an adapter's folder and decides no answer.
+UNREAD_FILES = ("README.md", "provenance.json", "training_log")
+
+
+@dataclass
+class Service:
+    """An adapter's service; `start` and `stop` are called in the event loop.
+
+    Attributes:
+        settings: how it is run.
+        adapter: what is served.
+        on_failure: called when there is one.
+        metrics: its counters.
+        version: a digest of all that decides an answer; empty while the model is loaded.
+        failure: why the model could not be loaded, or is no longer run.
+        loaded_at: seconds since 1970.
+    """
+
+    settings: Settings
+    adapter: Adapter
+    on_failure: Callable[[], None]
+    metrics: Metrics = field(default_factory=Metrics)
+    version: str = ""
+    failure: BaseException | None = None
+    loaded_at: int = 0
+    _queue: WorkQueue | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Begin to load the model; returns at once."""
+        self._tasks.append(asyncio.create_task(self._serve()))
+
+    async def stop(self) -> None:
+        """End what still runs."""
+        for task in self._tasks:
+            task.cancel()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the model's thread is at work, which nothing can interrupt."""
+        return self.failure is None and (self._queue is None or self._queue.computing)
+
+    def room(self) -> WorkQueue:
+        """The queue.
+
+        Raises:
+            ApiError: 503, the model is not loaded.
+        """
+        if self._queue is None:
+            raise ApiError(503, "The model is being loaded.", "not_ready", headers={"Retry-After": "1"})
+        return self._queue
+
+    async def answers(self, receive: Callable[[], Awaitable[Any]], contents: Sequence[Any]) -> list[Any]:
+        """What the model gives for each content; whatever the client no longer waits for is dropped.
+
+        Raises:
+            ApiError: 429, 503 or 504.
+            ClientLeft: it did.
+        """
+        rows = self.put(contents)
+        try:
+            async with asyncio.timeout(self.settings.timeout_seconds):
+                return list(await while_connected(receive, asyncio.gather(*rows)))
+        except TimeoutError:
+            raise self.late() from None
+        finally:
+            for row in rows:
+                row.cancel()
+
+    def put(self, contents: Sequence[Any]) -> list[asyncio.Future[Any]]:
+        """Queue contents.
+
+        Raises:
+            ApiError: 429 or 503.
+        """
+        try:
+            return self.room().put(contents)
+        except QueueFullError as full:
+            message = f"Too much is waiting already. Come again in about {full.seconds} s."
+            raise ApiError(429, message, "queue_full", headers={"Retry-After": str(full.seconds)}) from None
+
+    def late(self) -> ApiError:
+        """The error of a request that took too long."""
+        return ApiError(504, f"There was no answer in {self.settings.timeout_seconds:g} s.", "timeout")
+
+    async def _serve(self) -> None:
+        try:
+            queue = await self._load()
+            self._queue = queue
+            await queue.run()
+        except Exception as error:
+            self.failure = error
+            self.on_failure()
+
+    async def _load(self) -> WorkQueue:
+        started, texts = time.monotonic(), self.adapter.answers_with_texts
+        thread = ThreadPoolExecutor(1, "model")
+        predictor, self.version = await asyncio.get_running_loop().run_in_executor(
+            thread, _load, self.settings, self.adapter
+        )
+        queue = WorkQueue(
+            _generate(predictor) if texts else _score(predictor),
+            1 if texts else self.settings.batch_rows,
+            self.settings.queue_rows(texts),
+            self.metrics.count_batch,
+            thread,
+        )
+        self.metrics.watch_queue(queue.__len__)
+        self.loaded_at = int(time.time())
+        say("ready", model=self.settings.name, version=self.version, seconds=round(time.monotonic() - started, 1))
+        return queue
+
+
+class Conversation(NamedTuple):
+    """What is to be answered with a text.
+
+    Attributes:
+        messages: checked.
+        sampling: how.
+        emit: is given each piece, in the model's thread.
+        cancelled: ends the generation.
+    """
+
+    messages: list[Message]
+    sampling: Sampling
+    emit: Callable[[str], object]
+    cancelled: threading.Event
+
+
+def _score(predictor: Predictor) -> Callable[[list[str]], list[tuple[dict[str, Any], int]]]:
+    def score(texts: list[str]) -> list[tuple[dict[str, Any], int]]:
+        # Tokenised twice, to count: a thousandth of what the model takes.
+        tokens = [len(prompt.ids) for prompt in predictor._prompts(texts)]
+        return list(zip(predictor.predict(texts), tokens, strict=True))
+
+    return score
+
+
+def _generate(predictor: Predictor) -> Callable[[list[Conversation]], list[Outcome]]:
+    return lambda rows: [write_answer(predictor, *row) for row in rows]
+
+
+def _load(settings: Settings, adapter: Adapter) -> tuple[Predictor, str]:
+    from transformers.utils import logging
+
+    from serving.predictor import load
+
+    # Lines of JSON alone: neither bars nor transformers' own form of a warning.
+    logging.disable_progress_bar()
+    logging.disable_default_handler()
+    logging.enable_propagation()
+    with redirect_stderr(io.StringIO()) as printed:
+        predictor = load(adapter, settings.max_new_tokens)
+    for line in printed.getvalue().splitlines():
+        say("note", message=line)
+    return predictor, version_of(adapter)
+
+
+def version_of(adapter: Adapter) -> str:
+    """Sixteen hexadecimal digits that change with whatever decides an answer.
+
+    Args:
+        adapter: its files (but what people read), its base's files as base.json pins them, and its decision rule.
+    """
+    digest = hashlib.sha256(json.dumps(adapter.rule, sort_keys=True).encode())
+    for path in sorted(adapter.folder.rglob("*")):
+        name = path.relative_to(adapter.folder)
+        if path.is_file() and name.parts[0] not in UNREAD_FILES and not name.name.startswith("."):
+            # Of the base's pin the files alone: the same base may come from elsewhere.
+            pin = repr(sorted(read_json(path)["files"].items())) if name == Path("base.json") else file_sha256(path)
+            digest.update(f"{name.as_posix()}\0{pin}\0".encode())
+    return digest.hexdigest()[:16]
