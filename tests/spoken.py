@@ -42,7 +42,12 @@ def save_spoken_base(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=make_character_tokenizer(), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=make_character_tokenizer(),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        # The converter takes for control tokens what is named here.
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )
     tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)

@@ -230,8 +230,8 @@ def test_a_converter_that_somebody_changed_is_not_run(
 
 # --- Modelfiles -------------------------------------------------------------------------------------------------------
 
-# What Ollama does with a template: Go's text/template over these fields, in memory of
-# https://github.com/ollama/ollama/blob/main/docs/template.md
+# What Ollama does with a template: Go's text/template over fields of these names, see
+# https://github.com/ollama/ollama/blob/main/docs/template.mdx
 EXPANDER = """package main
 import ("encoding/json"; "os"; "text/template")
 type Message struct { Role, Content string }
@@ -297,7 +297,7 @@ def test_a_classifications_template_expands_to_the_projects_own_prompts(place: W
     assert [llama.token_ids(prompt) for prompt in expanded] == rows.prompt_ids
 
 
-HARD = 'Say """{{ "{{ if }}" }}""" or {% raw %}{{ .Prompt }} \\ }}{% endraw %}: {{ text }}\n\n  {{ text }}"'
+HARD = 'Say\u00a0"""{{ "{{ if }}" }}""" or {% raw %}{{ .Prompt }} \\ }}{% endraw %}: {{ text }}\n\n  {{ text }}"'
 
 
 @pytest.mark.parametrize("style", ["plain", "chat"])

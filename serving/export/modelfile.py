@@ -1,11 +1,10 @@
 """An Ollama Modelfile whose template gives the very prompt that the model was trained on.
 
-Ollama's templates are Go's `text/template`: https://pkg.go.dev/text/template.
+Ollama's templates are Go's `text/template`: https://github.com/ollama/ollama/blob/main/docs/template.mdx
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from stages.common.prompting.chat_frames import answer_frame, conversation_frame
@@ -50,7 +49,7 @@ def modelfile(
         template = "{{ .Prompt }}".join(map(literal, pieces)) + "{{ .Response }}"
     lines.append(f"TEMPLATE {_quoted(template)}")
     spelling = {token_id: token for token, token_id in tokenizer.control_ids.items()}
-    lines += [f"PARAMETER stop {json.dumps(spelling[end], ensure_ascii=False)}" for end in prompt_format.terminator_ids]
+    lines += [f'PARAMETER stop "{spelling[end]}"' for end in prompt_format.terminator_ids]
     lines.append(f"PARAMETER num_ctx {max(prompt_format.max_length_tokens, LEAST_CONTEXT)}")
     if prompt_format.kind != "chat":
         lines.append("PARAMETER temperature 0")
@@ -115,13 +114,22 @@ def chat_template(tokenizer: PromptTokenizer, leading_bos: str) -> str:
 
 
 def literal(text: str) -> str:
-    """A text as a template writes it: what would begin an action, or end the Modelfile's string, becomes an action."""
+    """A text as a template writes it.
+
+    What would begin an action or end the Modelfile's string becomes an action itself, and so do characters that
+    Ollama's parser leaves out because they cannot be seen, as no-break spaces.
+    """
     escaped = text.replace("{{", '{{ "{{" }}').replace('"""', '{{ "\\"\\"\\"" }}')
+    escaped = "".join(one if _survives(one) else f'{{{{ "\\U{ord(one):08x}" }}}}' for one in escaped)
     # Beside the quotes of the Modelfile's string one more would not be told from them.
     return '{{ "\\"" }}' + escaped[1:] if escaped.startswith('"') else escaped
 
 
+def _survives(character: str) -> bool:
+    return character.isprintable() or character in "\n\r\t"
+
+
 def _quoted(text: str) -> str:
-    if '"""' in text or text.startswith('"') or text.endswith('"'):
-        raise NoModelfileError('the system message has quotes (""") that a Modelfile cannot hold')
+    if '"""' in text or text.startswith('"') or text.endswith('"') or not all(map(_survives, text)):
+        raise NoModelfileError("the system message has quotes or invisible characters that a Modelfile cannot hold")
     return f'"""{text}"""'
