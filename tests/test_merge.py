@@ -228,6 +228,11 @@ def test_rows_that_are_absent_or_of_other_prompts_are_refused(
     assert "data/test.parquet: not found" in refused(place, capfd, "--rows", "data/test.parquet")
 
 
+def test_help_and_mistakes_are_answered_before_torch_is_imported() -> None:
+    code = "import serving.merge, serving.gguf, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_what_is_no_export_is_never_replaced(place: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
     assert "holds something that is no merged model" in refused(place, capfd, "--output", "models/adapter")
     assert (place.folder / "models/adapter/adapter_model.safetensors").is_file()

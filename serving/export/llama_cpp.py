@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,6 @@ class LlamaModel:
 
     def __init__(self, path: Path) -> None:
         llama_cpp = binding()
-
         # cyllama 0.2.18 asks a model for `n_vocab` when logits are read, which its vocabulary alone has.
         size = property(lambda model: model.get_vocab().n_vocab)
         with_size: Any = type("LlamaModel", (llama_cpp.LlamaModel,), {"n_vocab": size})
@@ -126,8 +126,8 @@ class LlamaModel:
         tokens = [*prompt, *reference[:-1]]
         first = len(prompt) - 1
         steps = self._log_probabilities([(token, place, [0], place >= first) for place, token in enumerate(tokens)], 1)
-        own = [step[token] for step, token in zip(steps, reference, strict=True)]
-        return np.array([[step.argmax() for step in steps], own])
+        found = [(step.argmax(), step[token]) for step, token in zip(steps, reference, strict=True)]
+        return np.array(found, np.float64).T
 
     def _score(self, prompt: list[int], answers: list[list[int]]) -> list[float]:
         """The log-likelihood of each answer after the prompt, its terminator included."""
@@ -138,14 +138,16 @@ class LlamaModel:
             batch = [(token, place, every, place == len(prompt) - 1) for place, token in enumerate(prompt)]
             for sequence, ids in enumerate(some):
                 batch += [(token, len(prompt) + place, [sequence], True) for place, token in enumerate(ids[:-1])]
-            steps = iter(self._log_probabilities(batch, len(some)))
+            steps = self._log_probabilities(batch, len(some))
             first = next(steps)
             for ids in some:
                 scores.append(float(first[ids[0]] + sum(next(steps)[token] for token in ids[1:])))
         return scores
 
-    def _log_probabilities(self, tokens: list[tuple[int, int, list[int], bool]], sequences: int) -> list[np.ndarray]:
-        """The log-likelihood of every next token, float64 (vocabulary,), behind those tokens that ask for it.
+    def _log_probabilities(
+        self, tokens: list[tuple[int, int, list[int], bool]], sequences: int
+    ) -> Iterator[np.ndarray]:
+        """The log-likelihood of every next token, float64 (vocabulary,), behind those tokens that ask for it in turn.
 
         Args:
             tokens: each with its place in the sequences that it belongs to, those sequences, and whether it asks.
@@ -157,9 +159,10 @@ class LlamaModel:
         for token in tokens:
             batch.add(*token)
         context.decode(batch)
-        asked = [index for index, token in enumerate(tokens) if token[3]]
-        logits = (np.array(context.get_logits_ith(index)) for index in asked)
-        return [values - np.logaddexp.reduce(values) for values in logits]
+        for index, (_, _, _, asks) in enumerate(tokens):
+            if asks:
+                logits = np.array(context.get_logits_ith(index))
+                yield logits - np.logaddexp.reduce(logits)
 
     def _context(self, tokens: int, sequences: int) -> tuple[Any, Any]:
         """A context and a batch with room for so many; the ones of the last call where they have it."""
