@@ -128,6 +128,7 @@ def test_the_folder_says_what_it_is_and_what_made_it(place: Workplace) -> None:
     assert 0 < report["mean_probability_difference"] < report["largest_probability_difference"] < 0.05
     assert "library_name: transformers" in (folder / "README.md").read_text()
     assert folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True}, {"target_modules": ["q_proj", "up_proj"]}])

@@ -74,8 +74,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield temporary
-        # mkdtemp makes folders that only their owner can read.
+        # mkdtemp makes folders that only their owner can read, and safetensors such files.
         temporary.chmod(0o755)
+        for path in temporary.iterdir():
+            path.chmod(0o644)
         if not folder.exists():
             temporary.rename(folder)
             return
