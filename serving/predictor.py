@@ -29,7 +29,7 @@ class Predictor:
 
     Attributes:
         adapter: what lies in its folder.
-        model: base and adapter in evaluation mode.
+        model: base and adapter, or what they were merged into, in evaluation mode.
         tokenizer: the adapter's.
         max_new_tokens: longest answer, where answers are texts.
     """
@@ -97,13 +97,7 @@ class Predictor:
 
     @cached_property
     def _rule(self) -> Mapping[str, Any]:
-        from stages.common.scoring.label_predictions import APPLIES_FROM
-
-        if self.adapter.rule is not None:
-            return self.adapter.rule
-        if self.adapter.kind == "multi_label":
-            return {"rule": "thresholds", "thresholds": dict.fromkeys(self.adapter.prompt_format.labels, APPLIES_FROM)}
-        return {"rule": "argmax"}
+        return rule_of(self.adapter)
 
     def _answers(self, prompts: list[list[int]], advance: Callable[[int], object]) -> list[dict[str, Any]]:
         from tokenizers import Tokenizer
@@ -115,6 +109,17 @@ class Predictor:
         ends, most = self.adapter.prompt_format.terminator_ids, TOKENS_PER_GENERATED_BATCH[self.model.device.type]
         answers = generate_answers(self.model, tokenizer, prompts, ends, self.max_new_tokens, most, advance)
         return [{"answer": answer.strip()} for answer in answers]
+
+
+def rule_of(adapter: Adapter) -> Mapping[str, Any]:
+    """The rule that its labels are decided by, which is the plainest where its folder names none."""
+    from stages.common.scoring.label_predictions import APPLIES_FROM
+
+    if adapter.rule is not None:
+        return adapter.rule
+    if adapter.kind == "multi_label":
+        return {"rule": "thresholds", "thresholds": dict.fromkeys(adapter.prompt_format.labels, APPLIES_FROM)}
+    return {"rule": "argmax"}
 
 
 def decide(probabilities: dict[str, float], rule: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def load_predictor(
     """Load an adapter and its base, which is fetched from its pinned source and verified where it is absent.
 
     Args:
-        folder: the adapter.
+        folder: the adapter, or a model that it was merged into, which needs no base.
         decision: the file with its decision rule; None: see `read_adapter`.
         max_new_tokens: longest answer, where answers are texts.
 
@@ -159,12 +164,18 @@ def load_predictor(
 
 def load(adapter: Adapter, max_new_tokens: int) -> Predictor:
     """The same for an adapter whose folder was read already."""
-    tokenizer = load_prompt_tokenizer(adapter.folder)
+    tokenizer, scores_labels = load_prompt_tokenizer(adapter.folder), not adapter.answers_with_texts
+    # How many texts will come is not known, so that compiling is left to COMPILE_LAYERS=1.
+    if adapter.merged:
+        from serving.common.merged import load_fast_merged
+
+        return Predictor(
+            adapter, load_fast_merged(adapter.folder, scores_labels=scores_labels), tokenizer, max_new_tokens
+        )
     note = pin_base(adapter.folder)
     if note is not None:
         print(note, file=sys.stderr, flush=True)
     from stages.common.scoring.loading import load_fast_model
 
-    # How many texts will come is not known, so that compiling is left to COMPILE_LAYERS=1.
-    model = load_fast_model(adapter.folder, 0, scores_labels=not adapter.answers_with_texts)
+    model = load_fast_model(adapter.folder, 0, scores_labels=scores_labels)
     return Predictor(adapter, model, tokenizer, max_new_tokens)

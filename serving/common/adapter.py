@@ -1,4 +1,4 @@
-"""An adapter's folder and the decision rule that belongs to it: read and checked before any model is loaded."""
+"""An adapter's folder, or one that it was merged into, and its decision rule: checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ NEEDED_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("prompt.json", "base.json"),
 )
+# What `python -m serving.merge` makes of an adapter and its base; the weights may be in several files.
+NEEDED_MERGED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "prompt.json", "parity.json")
 # The rules that `evaluate` writes for each kind of task; see docs/metrics.md.
 RULES = {
     "classification": ("argmax", "threshold", "answer"),
@@ -34,14 +36,16 @@ class Adapter(NamedTuple):
     """What is known of an adapter without its weights.
 
     Attributes:
-        folder: holds PEFT's files, the tokenizer, prompt.json and base.json.
+        folder: holds PEFT's files, the tokenizer, prompt.json and base.json; or a whole model, see `merged`.
         prompt_format: how texts become prompts.
         rule: how probabilities become labels, as models/decision.json says it; None where nothing says it.
+        merged: whether the folder holds a model that the adapter was merged into, so that no base is needed.
     """
 
     folder: Path
     prompt_format: PromptFormat
     rule: dict[str, Any] | None
+    merged: bool = False
 
     @property
     def kind(self) -> str:
@@ -59,30 +63,38 @@ def is_ours(folder: Path) -> bool:
     return folder.resolve() == ADAPTER.resolve()
 
 
+def is_merged(folder: Path) -> bool:
+    """Whether it holds a whole model rather than an adapter."""
+    return (folder / "parity.json").is_file() and not (folder / "adapter_config.json").is_file()
+
+
 def read_adapter(folder: Path, decision: Path | None = None) -> Adapter:
     """Read the folder, and the decision rule where there is one.
 
     Args:
-        folder: as `finetune` writes it, wherever it was obtained.
-        decision: the file with its decision rule. None: models/decision.json for models/adapter, if it is there; no
-            rule for any other folder, since that file would be another adapter's.
+        folder: as `finetune` or `python -m serving.merge` writes it, wherever it was obtained.
+        decision: the file with its decision rule. None: models/decision.json for models/adapter, decision.json in a
+            merged model's own folder, if it is there; no rule for any other folder, since models/decision.json would
+            be another adapter's.
 
     Raises:
         UserError: the folder holds no adapter, lacks a file or has a damaged one; or the rule is no rule for it.
     """
-    prompt_format = _read_prompt_format(folder)
+    prompt_format, merged = _read_prompt_format(folder), is_merged(folder)
+    found = folder / "decision.json" if merged else DECISION
     if decision is None:
-        rule = _read_rule(DECISION, prompt_format) if is_ours(folder) and DECISION.is_file() else None
+        rule = _read_rule(found, prompt_format) if (merged or is_ours(folder)) and found.is_file() else None
     elif not decision.is_file():
         raise UserError(f"{decision}: not found. `dvc pull {DECISION}` fetches the one of {ADAPTER}.")
     else:
         rule = _read_rule(decision, prompt_format)
-    return Adapter(folder, prompt_format, rule)
+    return Adapter(folder, prompt_format, rule, merged)
 
 
 def _read_prompt_format(folder: Path) -> PromptFormat:
-    missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
-    if len(missing) == len(NEEDED_FILES):
+    needed = NEEDED_MERGED_FILES if is_merged(folder) else NEEDED_FILES
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if len(missing) == len(needed):
         raise UserError(f"{folder}: there is no adapter. {_remedy(folder)}")
     if missing:
         raise UserError(f"{folder}: lacks {listing(missing)}. {_remedy(folder)}")
@@ -132,6 +144,8 @@ def _missing_parts(prompt_format: PromptFormat) -> list[str]:
 def _remedy(folder: Path) -> str:
     if is_ours(folder):
         return f"`dvc pull {ADAPTER}` fetches the one that dvc.lock names; `dvc repro finetune` makes it."
+    if is_merged(folder):
+        return "`python -m serving.merge` makes a merged model; otherwise obtain the whole folder again."
     return "Obtain the whole folder again, or name another one with --adapter."
 
 
