@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/zizmor --offline --quiet --persona pedantic .github
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci .gitlab-ci.yml
+	@$(BIN)/hadolint Dockerfile
 
 # The .pth file does what activating the environment would do: stages run as `python -m stages.NAME`, and that must be
 # this environment's Python whether `dvc repro` is started as .venv/bin/dvc, by an editor or by a queued experiment.
