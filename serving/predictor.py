@@ -56,7 +56,7 @@ class Predictor:
         Raises:
             UserError: the model's scores are no numbers, or the GPU's memory is too small.
         """
-        prompts = self._prompts(contents)
+        prompts = self.encode(contents)
         ids = [prompt.ids for prompt in prompts]
         answer = self._answers if self.adapter.answers_with_texts else self._labels
         answers = answer(ids, advance)
@@ -65,7 +65,8 @@ class Predictor:
             for found, prompt in zip(answers, prompts, strict=True)
         ]
 
-    def _prompts(self, contents: Sequence[Content]) -> Sequence[EncodedPrompt | EncodedConversation]:
+    def encode(self, contents: Sequence[Content]) -> Sequence[EncodedPrompt | EncodedConversation]:
+        """The prompts that the model reads, as token ids; arguments as of `predict`."""
         prompt_format, answer_tokens = self.adapter.prompt_format, [self.max_new_tokens] * len(contents)
         if self.adapter.kind == "chat":
             conversations = [

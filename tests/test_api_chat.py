@@ -46,7 +46,7 @@ def test_greedy_pieces_are_the_predictors_answer(predictor: Predictor) -> None:
         assert "".join(stream_answer(predictor, messages, GREEDY)) == expected["answer"]
     pieces, outcome = ask(predictor, texts[0])
     assert len(pieces) > 3 and outcome.answer_tokens == 24 and outcome.finish_reason == "length"
-    [prompt] = predictor._prompts([texts[0]])
+    [prompt] = predictor.encode([texts[0]])
     assert outcome.prompt_tokens == len(prompt.ids) and not outcome.shortened
 
 

@@ -64,7 +64,7 @@ def test_the_client_gets_the_predictors_answers(client: openai.OpenAI, predictor
         [right] = predictor.predict([content])
         answer = ask(client, messages)
         assert answer.choices[0].message.content == right["answer"]
-        [prompt] = predictor._prompts([content])
+        [prompt] = predictor.encode([content])
         usage = answer.usage
         assert usage.prompt_tokens == len(prompt.ids) and 0 < usage.completion_tokens <= 24
         assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens

@@ -135,7 +135,7 @@ def write_answer(
 
     checked = check_messages(predictor.adapter.kind, messages)
     content: Content = checked if predictor.adapter.kind == "chat" else checked[0]["content"]
-    [prompt] = replace(predictor, max_new_tokens=sampling.max_new_tokens)._prompts([content])
+    [prompt] = replace(predictor, max_new_tokens=sampling.max_new_tokens).encode([content])
     tokenizer = _tokenizer(predictor.adapter.folder / "tokenizer.json")
     ends = predictor.adapter.prompt_format.terminator_ids
     text = _GrowingText(sampling.stop, emit)

@@ -162,7 +162,7 @@ class Conversation(NamedTuple):
 def _score(predictor: Predictor) -> Callable[[list[str]], list[tuple[dict[str, Any], int]]]:
     def score(texts: list[str]) -> list[tuple[dict[str, Any], int]]:
         # Tokenised twice, to count: a thousandth of what the model takes.
-        tokens = [len(prompt.ids) for prompt in predictor._prompts(texts)]
+        tokens = [len(prompt.ids) for prompt in predictor.encode(texts)]
         return list(zip(predictor.predict(texts), tokens, strict=True))
 
     return score
