@@ -29,7 +29,7 @@ from benchmarks import rate_text
 from serving.common.adapter import ADAPTER
 from serving.predictor import Predictor, load_predictor
 from stages.common.errors import UserError, run_stage
-from tests.served import Server
+from tests.api_server import Server
 
 # Two answers to the same text in different batches may differ by so much, and those to two texts have to differ by
 # more than three times as much, so that no answer can pass for another one.

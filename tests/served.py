@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stages.common.tables import table_metadata
+from tests.api_server import Server
 from tests.sharp import sharp_model
 from tests.workplace import REVIEWS, WORDS, Workplace, make_workplace
 
@@ -82,36 +81,6 @@ negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 406, 413, 
 include-path = "/v1/chat/completions"
 checks.positive_data_acceptance.enabled = false
 """
-
-
-class Server:
-    """A running service; see `serve`."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process = process
-        self._log = log
-        self.url = f"http://127.0.0.1:{self.wait_for('listening')['port']}"
-
-    def log(self) -> list[dict[str, Any]]:
-        """The lines of its log, each of which has to be JSON."""
-        return [json.loads(line) for line in self._log.read_bytes().decode("ascii").splitlines(keepends=True)
-                if line.endswith("\n")]  # fmt: skip
-
-    def wait_for(self, event: str) -> dict[str, Any]:
-        """The first line of its log about an event."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            found = [line for line in self.log() if line["event"] == event]
-            if found:
-                return found[0]
-            assert self.process.poll() is None, self._log.read_text()
-            time.sleep(0.05)
-        raise AssertionError(f"no {event!r} in a minute:\n{self._log.read_text()}")
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Tell it to end; its exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(60)
 
 
 @contextmanager

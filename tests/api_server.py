@@ -1,0 +1,40 @@
+"""A running `serving.api` and what its log says; without pytest, so that benchmarks can use it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Server:
+    """A service that was started on a free port."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self.url = f"http://127.0.0.1:{self.wait_for('listening')['port']}"
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of its log, each of which has to be JSON."""
+        return [json.loads(line) for line in self._log.read_bytes().decode("ascii").splitlines(keepends=True)
+                if line.endswith("\n")]  # fmt: skip
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The first line of its log about an event."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            found = [line for line in self.log() if line["event"] == event]
+            if found:
+                return found[0]
+            assert self.process.poll() is None, self._log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"no {event!r} in a minute:\n{self._log.read_text()}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Tell it to end; its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
