@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.http.options import settings
 from serving.sagemaker.train import DVC_FOLDER, PROJECT
+from stages.common.errors import UserError
 from tests.image import ROOT, ignored, image_files, make_image
 from tests.project import EVERYTHING
 from tests.workplace import ENVIRONMENT
@@ -111,8 +113,18 @@ def test_the_health_check_tells_a_working_service_from_a_broken_or_absent_one() 
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         assert health_of(unused.getsockname()[1]) != 0
-    assert exec_form("", "CMD") == ["python", "-m", "serving.api", "--host", "0.0.0.0"]
     assert ("EXPOSE", "8000") in stages()[""]
+
+
+def test_the_service_of_the_image_starts_with_a_token_and_not_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = exec_form("", "CMD")
+    assert command[:3] == ["python", "-m", "serving.api"]
+    monkeypatch.setattr(sys, "argv", command[2:])
+    monkeypatch.delenv("API_TOKEN", raising=False)
+    with pytest.raises(UserError, match="API_TOKEN"):
+        settings(None)
+    monkeypatch.setenv("API_TOKEN", "0123456789abcdef")
+    assert (settings(None).host, settings(None).port) == ("0.0.0.0", 8000)
 
 
 def test_what_is_copied_holds_no_weights_results_history_or_secrets(tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ def test_one_row_is_answered_by_one_object_and_without_accept_in_its_own_form(la
         ('{"instances": ["a", " ", {"txt": "b"}, 1]}', JSON, None, 400, "3 of 4 rows cannot be answered: row 2: th"),
         ('{"text": "\\ud800"}', JSON, None, 400, "row 1: half of a surrogate pair is in its text"),
         ('{"messages": []}', JSON, None, 400, 'row 1: is neither a text nor an object with "text" alone'),
-        ("a\n" * 10_001, CSV, None, 413, "the body holds 10,001 rows; send at most 10,000 at once"),
-        ("a" * (serve.MOST_BYTES + 1), CSV, None, 413, "the body is larger than 26,214,400 bytes"),
+        ("a\n" * 10_001, CSV, None, 413, "the body holds more than 10,000 rows. Send fewer at once"),
+        ("a" * (bodies.MOST_BYTES + 1), CSV, None, 413, "the body is larger than 26,214,400 bytes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_refused_with_a_message(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 from serving.common.adapter import Adapter
 from serving.common.chat import check_messages
@@ -20,6 +21,9 @@ ALIASES = {"application/x-jsonlines": JSON_LINES, "application/jsonl": JSON_LINE
 FORMS = (JSON, JSON_LINES, CSV)
 # What `stages.infer` scores at once.
 MOST_ROWS = 10_000
+# SageMaker's own limit for a request.
+MOST_BYTES = 25 * 2**20
+T = TypeVar("T")
 
 
 class Refused(Exception):  # noqa: N818 - it is about a request, and no error of the program
@@ -102,7 +106,7 @@ def read_request(body: bytes, form: str, adapter: Adapter) -> Request:
     if not items:
         raise Refused(400, "the body holds no rows, so there is nothing to answer.")
     if len(items) > MOST_ROWS:
-        raise Refused(413, f"the body holds {len(items):,} rows; send at most {MOST_ROWS:,} at once.")
+        raise Refused(413, f"the body holds more than {MOST_ROWS:,} rows. Send fewer at once.")
     contents, problems = [], []
     for number, item in enumerate(items, start=1):
         try:
@@ -124,13 +128,14 @@ def _json_items(text: str) -> tuple[list[Any], bool]:
 
 
 def _json_line_items(text: str) -> tuple[list[Any], bool]:
-    lines = enumerate(text.split("\n"), start=1)
-    return [_loaded(line, f"line {number}") for number, line in lines if line.strip()], False
+    lines = ((number, line) for number, line in enumerate(io.StringIO(text), start=1) if line.strip())
+    return [_loaded(line, f"line {number}") for number, line in _some(lines)], False
 
 
 def _csv_items(text: str) -> tuple[list[Any], bool]:
+    csv.field_size_limit(MOST_BYTES)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        rows = list(_some(csv.reader(io.StringIO(text, newline=""), strict=True)))
     except csv.Error as error:
         raise Refused(400, f"the body is no CSV ({error}).") from None
     wide = [str(number) for number, row in enumerate(rows, start=1) if len(row) > 1]
@@ -141,6 +146,11 @@ def _csv_items(text: str) -> tuple[list[Any], bool]:
         )
     # The csv module gives an empty line as a row without cells.
     return [row[0] if row else "" for row in rows], False
+
+
+def _some(rows: Iterable[T]) -> Iterator[T]:
+    """One more than may be answered: a body of empty lines would otherwise fill the memory before it is refused."""
+    return islice(rows, MOST_ROWS + 1)
 
 
 def _loaded(text: str, what: str) -> Any:

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from serving.sagemaker.bodies import JSON, Refused, answer_form, form_of, read_request, write_answers
+from serving.sagemaker.bodies import JSON, MOST_BYTES, Refused, answer_form, form_of, read_request, write_answers
 from serving.sagemaker.folders import folders
 from stages.common.errors import UserError
 
 if TYPE_CHECKING:
     from serving.predictor import Predictor
 
-# SageMaker's own limits: of a request's size, and of the time until it gives up.
-MOST_BYTES = 25 * 2**20
+# After which SageMaker gives up.
 SECONDS_TO_ANSWER = 60
 # Requests in the container, the one being answered included; more are refused at once.
 MOST_REQUESTS = 64
@@ -115,7 +114,8 @@ def application(predictor: Predictor) -> FastAPI:
     async def _answer(request: Request, arrived: float) -> Response:
         form = form_of(request.headers.get("content-type", ""))
         wanted = answer_form(request.headers.get("accept", "*/*"), form)
-        contents, single = read_request(await read_body(request), form, predictor.adapter)
+        # In a thread: a large body takes a second, and /ping has two.
+        contents, single = await asyncio.to_thread(read_request, await read_body(request), form, predictor.adapter)
         async with turn:
             # Nobody waits any longer for what came too long ago.
             if time.monotonic() - arrived > SECONDS_TO_ANSWER:
