@@ -242,7 +242,7 @@ def test_a_disk_without_room_is_noticed_before_the_work(
     assert place.main(COMMAND) == 1
     message = capfd.readouterr().err
     assert "GB are free there" in message
-    assert "Killed exports have left .merged.killed in" in message
+    assert ".merged.killed is left of killed exports" in message
 
 
 def test_a_link_to_where_there_is_room_stays_a_link(place: Workplace, tmp_path: Path) -> None:

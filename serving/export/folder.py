@@ -60,7 +60,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if needed_bytes + SPARE_BYTES > free:
         left = sorted(path.name for path in folder.parent.glob(f".{folder.name.removesuffix('.gguf')}.*"))
-        killed = f" Killed exports have left {listing(left)} in {folder.parent}: delete that." if left else ""
+        killed = f" {listing(left)} is left of killed exports, unless one is at work: delete it." if left else ""
         raise UserError(
             f"{folder}: takes some {needed_bytes / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there (an export "
             "that is there already stays until the new one is complete). Free some space, or name another disk with "
