@@ -49,9 +49,10 @@ def export(
     from serving.export.parity import compare, require_parity
     from serving.predictor import rule_of
 
-    ours = adapter_answers(adapter, rows)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         made = make_file(merged.folder, file_type, path, Path(folder), made_from)
+        # The adapter last: asking it takes longest, and whatever else can fail has not.
+        ours = adapter_answers(adapter, rows)
         model = LlamaModel(made)
         report = compare(adapter, rule_of(merged), rows, ours, model.answers(adapter, rows))
         report["equal"]["tokens of the prompt as llama.cpp cuts it"] = equal_tokens(model, rows)
@@ -149,13 +150,13 @@ def read_merged(folder: Path, adapter: Adapter) -> Adapter:
     Raises:
         UserError: there is none, or it is another adapter's.
     """
-    from serving.export.folder import adapter_sha256
+    from serving.export.folder import weights_sha256
 
     if not (folder / "parity.json").is_file():
         raise UserError(f"{folder}: there is no merged model. `python -m serving.merge` makes it; run that first.")
     merged = read_adapter(folder)
     made_of = read_json(folder / "provenance.json")["merged"]["adapter_sha256"]
-    if made_of != adapter_sha256(adapter.folder) or merged.prompt_format != adapter.prompt_format:
+    if made_of != weights_sha256(adapter.folder) or merged.prompt_format != adapter.prompt_format:
         raise UserError(f"{folder}: was made of another adapter than {adapter.folder}. Run `python -m serving.merge`.")
     return merged
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +52,18 @@ def merge(adapter: Adapter, rows: TestRows, dtype: str, decision: Path | None, o
     from stages.common.tables import write_json
     from stages.common.training.adapter_folder import hardware, library_versions
 
+    # A link stays one: what it leads to is replaced.
+    output = Path(os.path.realpath(output))
     check_destination(output)
     check_space(output, parameter_count(ensure_base()) * torch.finfo(getattr(torch, dtype)).bits // 8)
-    ours = adapter_answers(adapter, rows)
     with whole_folder(output) as folder:
         model = merge_adapter(adapter.folder, getattr(torch, dtype))
         model.generation_config = greedy_generation(adapter.prompt_format, load_prompt_tokenizer(adapter.folder))
         write_merged(model, adapter, decision, folder)
         del model
         free_memory()
+        # The adapter last, with no other model in memory: asking it takes longest, and merging can be refused.
+        ours = adapter_answers(adapter, rows)
         # As it is on the disk, by the way that anybody loads it.
         model = load_merged(folder)
         report = compare(adapter, rule_of(adapter), rows, ours, torch_answers(model, adapter, rows, "the merged model"))

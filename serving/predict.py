@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from serving.batch.rows import Row
     from serving.predictor import Predictor
 
-# Answered at a time: enough to sort by length, few enough to see lines soon.
-ROWS_AT_ONCE = 256
-CHARACTERS_AT_ONCE = 2_000_000
-
 
 def read_input(options: argparse.Namespace, kind: str) -> Iterator[Row]:
     """The rows that the command line names.
@@ -72,10 +68,11 @@ def run(options: argparse.Namespace, stdout: IO[bytes]) -> Tally:
     adapter = read_adapter(Path(options.adapter or ADAPTER), options.decision and Path(options.decision))
     check_kind(options, adapter)
     limit = answer_limit(options, adapter)
-    found = batches(read_input(options, adapter.kind), ROWS_AT_ONCE, CHARACTERS_AT_ONCE)
+    rows = read_input(options, adapter.kind)
     if options.file == "-" and sys.stdin.isatty():
         tell("reading from the terminal; Ctrl-D ends the input")
-    first = next(found, None)
+    # Before torch is imported: whether there are rows at all, and the columns that are asked for.
+    first = next(rows, None)
     if first is None:
         raise UserError(f"--file: {options.file} holds no rows, so there is nothing to answer.")
 
@@ -89,7 +86,7 @@ def run(options: argparse.Namespace, stdout: IO[bytes]) -> Tally:
 
     tally = Tally()
     with open_output(options.output, stdout) as file, progress(options.text and len(options.text), "answering") as bar:
-        for batch in itertools.chain([first], found):
+        for batch in batches(itertools.chain([first], rows)):
             lines = answer(batch, predictor, bar.update)
             bar.update(sum("error" in line for line in lines))
             tally.add(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -120,7 +121,7 @@ def test_the_folder_says_what_it_is_and_what_made_it(place: Workplace) -> None:
     for name in ("prompt.json", "base.json", "tokenizer.json"):
         assert (folder / name).read_bytes() == (place.folder / "models/adapter" / name).read_bytes()
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["merged"]["adapter_sha256"] == export_folder.adapter_sha256(place.folder / "models/adapter")
+    assert provenance["merged"]["adapter_sha256"] == export_folder.weights_sha256(place.folder / "models/adapter")
     assert provenance["parameters"]["finetune"]["max_steps"] == 6, "the adapter's own is kept"
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert report["rows"] == 12 and report["least_equal"] == 0.995
@@ -210,16 +211,6 @@ def test_a_damaged_export_is_refused_and_the_one_before_stays(
     assert not (place.folder / "models/merged").exists()
 
 
-def test_merging_into_the_unquantised_base_would_be_another_model(place: Workplace) -> None:
-    """What the gate's own reference is: the base as training saw it, not as it was published."""
-    with place.entered():
-        base = load_base()
-    weight = dict(base.named_modules())[LAYER].weight
-    seen = dequantize_4bit(weight.data, weight.quant_state)
-    published = load_file(place.folder / "base/model.safetensors")[f"{LAYER}.weight"]
-    assert (seen - published).abs().max() > 0.01
-
-
 def test_rows_that_are_absent_or_of_other_prompts_are_refused(
     place: Workplace, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,10 +237,44 @@ def test_a_disk_without_room_is_noticed_before_the_work(
 ) -> None:
     usage = shutil.disk_usage(place.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert "GB are free there" in refused(place, capfd)
+    (place.folder / "models/.merged.killed").mkdir()
+    capfd.readouterr()
+    assert place.main(COMMAND) == 1
+    message = capfd.readouterr().err
+    assert "GB are free there" in message
+    assert ".merged.killed is left of killed exports" in message
 
 
-def test_adapters_of_tied_embeddings_are_refused(place: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_link_to_where_there_is_room_stays_a_link(place: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "disk/merged").mkdir(parents=True)
+    (place.folder / "models/merged").symlink_to(tmp_path / "disk/merged")
+    merged(place)
+    assert (place.folder / "models/merged").is_symlink()
+    assert (tmp_path / "disk/merged/model.safetensors").is_file()
+
+
+def test_a_folder_that_a_disk_is_mounted_at_is_refused(
+    place: Workplace, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "a disk is mounted at /proc, which cannot be replaced" in refused(place, capfd, "--output", "/proc")
+    folder = place.folder / "models/merged"
+    rename = Path.rename
+
+    def busy(path: Path, target: Path) -> Path:
+        if path == folder:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        return rename(path, target)
+
+    # As of a bind mount of the same disk, which only renaming tells; none can be had without being root.
+    folder.mkdir()
+    monkeypatch.setattr(Path, "rename", busy)
+    assert f"a disk is mounted at {folder}, which" in refused(place, capfd)
+
+
+def test_adapters_of_tied_embeddings_are_refused_before_anything_is_asked(
+    place: Workplace, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.merge.adapter_answers", lambda *arguments: pytest.fail("the adapter was asked"))
     config = json.loads((place.folder / "base/config.json").read_text())
     weights = load_file(place.folder / "base/model.safetensors")
     del weights["lm_head.weight"]

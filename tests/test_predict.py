@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from serving import predict
-from serving.batch.rows import Columns, table_rows
+from serving.batch.rows import AT_ONCE, Columns, Row, batches, table_rows
 from serving.predictor import decide, load_predictor
 from stages.common.labels import split_labels
 from stages.common.measuring import multi_label, single_label
@@ -138,7 +138,7 @@ def columns_of(place: Workplace, part: str, names: list[str]) -> dict[str, list[
 def test_labels_and_probabilities_are_the_pipelines_own_whatever_the_batch(
     place: Workplace, ask: Ask, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
 ) -> None:
-    monkeypatch.setattr(predict, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setitem(AT_ONCE, "cpu", (rows_at_once, 2_000_000))
     predictions = columns_of(
         place, "data/predictions/adapter/test.parquet", ["id", "prediction", *(f"probability.{x}" for x in LABELS)]
     )
@@ -449,11 +449,16 @@ def test_a_large_input_is_answered_a_batch_at_a_time(
         return answer(batch, *rest)
 
     monkeypatch.setattr(predict, "answer", noted)
-    monkeypatch.setattr(predict, "CHARACTERS_AT_ONCE", 1_000)
+    monkeypatch.setitem(AT_ONCE, "cpu", (256, 1_000))
     place.write("r.txt", "".join(f"{number}\n" for number in range(600)) + f"{'x' * 999}\ny\nz\n")
     found = ask(place, "--file", "r.txt")
     assert sizes == [(256, 658), (256, 768), (89, 1263), (2, 2)]
     assert [line["id"] for line in found.lines] == [f"r.txt:{number + 1}" for number in range(603)]
+
+
+def test_a_gpu_gets_more_at_a_time_of_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert [len(batch) for batch in batches([Row("1", "text", None)] * 12_000)] == [10_000, 2_000]
 
 
 def test_a_program_gets_the_same_from_one_function(place: Workplace, ask: Ask) -> None:

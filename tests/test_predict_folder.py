@@ -27,8 +27,11 @@ import pytest
 
 from serving.batch import parts
 from serving.batch.folder import InputFile, find_files
+from serving.batch.options import arguments, check_arguments, folder_encoding
+from serving.batch.piece import DamagedFileError
 from serving.batch.pieces import Reader, cut, survey
 from serving.batch.processes import Claims, Process, take_gpu
+from serving.common.adapter import answers_sha256, read_adapter
 from stages.common.errors import UserError
 from tests.sharp import sharp_model
 from tests.test_predict import of_kind
@@ -476,6 +479,42 @@ def test_a_file_that_is_written_to_meanwhile_fails_the_run(
     assert lines_of(place)[2 * ROWS]["id"] == f"b.jsonl:{ROWS + 1}"
 
 
+def test_an_adapter_that_changes_while_it_is_loaded_answers_nothing(
+    place: Workplace, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving import predictor
+
+    load = predictor.load
+
+    def load_changed(*arguments: Any) -> Any:
+        change_adapter(place)
+        return load(*arguments)
+
+    monkeypatch.setattr(predictor, "load", load_changed)
+    found = ask(place)
+    assert found.code == 1
+    assert "error: models/adapter: was written to since this run began" in found.messages
+    assert not parts_in(place)
+
+
+def test_an_adapter_is_another_one_where_it_answers_otherwise(place: Workplace) -> None:
+    folder = place.folder / "models/adapter"
+    adapter = read_adapter(folder)
+    first = answers_sha256(adapter)
+    for name in ("README.md", "provenance.json", "parity.json", "training_log/log.json", ".cache/hub/tokenizer.json"):
+        place.write(f"models/adapter/{name}", "{}")
+    base = json.loads((folder / "base.json").read_text())
+    place.write("models/adapter/base.json", json.dumps(base | {"source": "elsewhere"}))
+    ruled = adapter._replace(rule={"rule": "argmax"})
+    assert first == answers_sha256(adapter) == answers_sha256(ruled)
+    assert answers_sha256(adapter, with_rule=True) != answers_sha256(ruled, with_rule=True)
+    place.write("models/adapter/base.json", json.dumps(base | {"files": {"a": "b"}}))
+    assert answers_sha256(adapter) != first
+    place.write("models/adapter/base.json", json.dumps(base))
+    change_adapter(place)
+    assert answers_sha256(adapter) != first
+
+
 # --- files that cannot be read ----------------------------------------------------------------------------------------
 
 
@@ -643,6 +682,85 @@ def test_files_come_in_the_order_of_their_paths_and_format_names_those_without_a
     files, passed = find_files(tmp_path, "jsonl")
     assert [file.name for file in files] == ["a/y.PARQUET", "b.ndjson", "b/x.jsonl", "part-0"]
     assert {file.form for file in files} == {"jsonl"} and not passed
+
+
+def test_what_could_hold_rows_and_is_not_looked_into_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for path in (folder / "a.jsonl", folder / "sub/b.jsonl", elsewhere / "c.jsonl"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (folder / "c.jsonl").symlink_to(elsewhere / "c.jsonl")
+    (folder / "_old").symlink_to(elsewhere)
+    (folder / ".gone.jsonl").symlink_to("gone")
+    names = ["a.jsonl", "c.jsonl", "sub/b.jsonl"]
+    assert [file.name for file in find_files(folder, None)[0]] == names
+    with monkeypatch.context() as patch:
+        # Root, as which tests may run, can read everything.
+        scandir = os.scandir
+
+        def refuse(path: Any) -> Any:
+            if Path(path) == folder / "sub":
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(PermissionError, match="in/sub"):
+            find_files(folder, None)
+    (folder / "gone.jsonl").symlink_to("gone")
+    (folder / "sub/link").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"in holds gone\.jsonl, sub/link: links to folders, or names that lead to no"):
+        find_files(folder, None)
+
+
+def test_a_cell_that_python_has_no_value_for_is_the_problem_of_its_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    text = pa.array([b"a", b"b\xff", b"c", b"d"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": text, "n": pa.array([1, 2, 2**62, 4], pa.timestamp("us"))}), path)
+    file = InputFile("r.parquet", path, "parquet")
+    [piece] = cut(survey(file, 10, ["text", "n"], "utf-8"), 10)
+    rows = list(Reader(["text", "n"], "utf-8").rows(file, piece))
+    unusable = "holds a value that cannot be used"
+    assert [(number, values if isinstance(values, str) else values[0]) for number, values in rows] == [
+        (1, "a"),
+        (2, f"{unusable} ('utf-8' codec can't decode byte 0xff in position 1: invalid start byte)"),
+        (3, f"{unusable} (date value out of range)"),
+        (4, "d"),
+    ]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd])
+def test_lines_that_have_gone_since_a_file_was_looked_through_are_missed(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "r.jsonl"
+    file = InputFile("r.jsonl", path, "jsonl")
+    path.write_bytes(pack(json_lines(texts("a", 20))))
+    pieces = cut(survey(file, 5, ["text"], "utf-8"), 5)
+    path.write_bytes(pack(json_lines(texts("a", 8))))
+    reader = Reader(["text"], "utf-8")
+    assert len(list(reader.rows(file, pieces[0]))) == 5
+    for piece in pieces[1:]:
+        with pytest.raises(DamagedFileError, match=r"r\.jsonl: .*it has fewer lines than when it was looked through"):
+            list(reader.rows(file, piece))
+
+
+def test_a_file_that_is_damaged_when_it_is_opened_again_can_be_left_to_itself(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    file = InputFile("r.parquet", path, "parquet")
+    pq.write_table(pa.table({"text": ["a"]}), path)
+    [piece] = cut(survey(file, 5, ["text"], "utf-8"), 5)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DamagedFileError, match=r"r\.parquet: is damaged or incomplete after its beginning"):
+        list(Reader(["text"], "utf-8").rows(file, piece))
+
+
+def test_utf_8_with_a_byte_order_mark_is_an_encoding_of_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--folder", "in", "--output-folder", "out", "--encoding", "UTF-8-SIG"]
+    monkeypatch.setattr(sys, "argv", ["predict", *options])
+    check_arguments(arguments(None))
+    assert folder_encoding("UTF-8-SIG") == "utf-8"
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

@@ -116,7 +116,9 @@ def in_options() -> Iterator[None]:
         message = str(error)
         for words, here in _SAID_HERE:
             message = re.sub(words, here, message, flags=re.DOTALL)
-        raise UserError(message) from None
+        # The same error: of a damaged file others can be read.
+        error.args = (message,)
+        raise
 
 
 @contextmanager

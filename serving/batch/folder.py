@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from stages.common.errors import UserError, listing
 from stages.common.sources.cells import ascii_controls
@@ -38,13 +39,14 @@ def find_files(folder: Path, form: str | None) -> tuple[list[InputFile], list[st
         form: of all files; None: their names say it.
 
     Raises:
-        UserError: there is no such folder, it has no table, or one that is neither Parquet nor JSON Lines.
+        UserError: there is no such folder, it has no table, or one that is neither Parquet nor JSON Lines, or something
+            in it that is not looked into.
     """
     if not folder.is_dir():
         raise UserError(f"--folder: {folder} is no folder. Correct the path; --file takes a single table.")
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    paths = _walk(folder)
     found, passed, others = [], [], []
-    for name in sorted(name for name in paths if not any(part[0] in "._" for part in name.split("/"))):
+    for name in sorted(paths):
         kind = form or _form_of(name)
         if kind is not None:
             found.append(InputFile(ascii_controls(name), paths[name], kind))
@@ -64,6 +66,29 @@ def find_files(folder: Path, form: str | None) -> tuple[list[InputFile], list[st
             "--format says what files are whose names do not."
         )
     return found, passed
+
+
+def _walk(folder: Path) -> dict[str, Path]:
+    """All files in a folder and in its folders, by their names; whatever else there is could hold rows."""
+    paths, unread = {}, []
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        for path in (Path(place, name) for name in (*folders, *files) if name[0] not in "._"):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file():
+                paths[name] = path
+            elif path.is_symlink() or not path.is_dir():
+                unread.append(ascii_controls(name))
+    if unread:
+        raise UserError(
+            f"--folder: {folder} holds {listing(sorted(unread))}: links to folders, or names that lead to no file. "
+            "They are not followed: put the files there, or a link to each of them, or take these names away."
+        )
+    return paths
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _form_of(name: str) -> str | None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serving.batch.folder import InputFile, find_files
-from serving.batch.manifest import LAYOUT, Entries, adapter_sha256
-from serving.batch.options import ROWS_PER_PART, answer_limit, check_kind, encoding_name
+from serving.batch.manifest import LAYOUT, Entries
+from serving.batch.options import ROWS_PER_PART, answer_limit, check_kind, folder_encoding
 from serving.batch.piece import Piece
 from serving.batch.pieces import Survey, cut, survey
 from serving.batch.rows import Columns, Row, row_maker
-from serving.common.adapter import ADAPTER, Adapter, read_adapter
+from serving.common.adapter import ADAPTER, Adapter, answers_sha256, read_adapter
 from stages.common.errors import UserError
 
 MOST_NUMBERED = 1_000_000
@@ -70,8 +70,7 @@ def make_job(options: argparse.Namespace) -> tuple[Job, list[str]]:
     adapter = read_adapter(Path(options.adapter or ADAPTER), options.decision and Path(options.decision))
     check_kind(options, adapter)
     files, passed = find_files(Path(options.folder), options.format)
-    # A byte order mark is taken off anyway.
-    encoding = encoding_name(options.encoding or "utf-8").removesuffix("-sig")
+    encoding = folder_encoding(options.encoding)
     columns = Columns(
         "text" if options.column is None else options.column, options.id_column, options.conversations, adapter.kind
     )
@@ -80,7 +79,7 @@ def make_job(options: argparse.Namespace) -> tuple[Job, list[str]]:
     all_parquet = all(file.form == "parquet" for file in files)
     run = {
         "layout": LAYOUT,
-        "adapter": adapter_sha256(adapter),
+        "adapter": answers_sha256(adapter),
         "decision": adapter.rule,
         "max_new_tokens": limit if adapter.answers_with_texts else None,
         "column": columns.text,

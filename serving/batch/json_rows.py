@@ -17,6 +17,7 @@ from stages.common.sources.streams import DAMAGED
 BLOCK = 1 << 20
 # A longer line is no row any more but a bracket or quote that was never closed.
 MOST_LINE_BYTES = 64 * 1024 * 1024
+FEWER_LINES = "it has fewer lines than when it was looked through"
 
 
 class JsonRows:
@@ -59,7 +60,7 @@ class JsonRows:
         """The rows of a piece with the numbers of their lines; empty lines are none.
 
         Raises:
-            DamagedFileError: it cannot be decompressed, or a line has no end.
+            DamagedFileError: it cannot be decompressed, a line has no end, or it has fewer lines than it had.
         """
         for number, line in self._lines(piece):
             row = self._object(line)
@@ -72,6 +73,8 @@ class JsonRows:
             self._go_to(piece.start)
             for number in range(piece.first + 1, piece.first + 1 + piece.rows):
                 line = self._stream.readline(MOST_LINE_BYTES)
+                if not line:
+                    raise EOFError(FEWER_LINES)
                 self._place += len(line)
                 if len(line) == MOST_LINE_BYTES:
                     raise DamagedFileError(
@@ -116,7 +119,10 @@ class JsonRows:
         else:
             # Zstandard's stream only goes forward, and `Reader` opens it again for what lies behind it.
             while self._place < start:
-                self._place += len(self._stream.read(min(BLOCK, start - self._place)))
+                block = self._stream.read(min(BLOCK, start - self._place))
+                if not block:
+                    raise EOFError(FEWER_LINES)
+                self._place += len(block)
         self._place = start
 
     def can_reach(self, piece: Piece) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 from serving.batch.folder import InputFile
 from serving.batch.parts import write_durable_json
 from serving.batch.pieces import Survey
-from serving.common.adapter import Adapter
 from stages.common.base import file_sha256
 from stages.common.errors import UserError, listing
 
@@ -22,8 +20,6 @@ SUMMARY = "summary.json"
 # Raised when parts would be cut or batched differently from the same options.
 LAYOUT = 1
 SECONDS_BETWEEN_LOOKS = 0.2
-# Of an adapter's folder, what is only read by people.
-_FOR_PEOPLE = ("README.md", "provenance.json")
 
 Look = Callable[[InputFile], Survey]
 
@@ -48,13 +44,6 @@ class Entry(NamedTuple):
 
 
 Entries = dict[str, Entry]
-
-
-def adapter_sha256(adapter: Adapter) -> str:
-    """One digest over what decides an adapter's answers: weights, tokenizer, prompts and the digests of its base."""
-    paths = sorted(path for path in adapter.folder.iterdir() if path.is_file() and path.name not in _FOR_PEOPLE)
-    digests = {path.name: file_sha256(path) for path in paths}
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], Entries] | None:

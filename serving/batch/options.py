@@ -139,7 +139,7 @@ def _check_folder_arguments(options: argparse.Namespace) -> None:
         raise UserError(f"--format: {options.format}: a folder's tables are {' or '.join(FOLDER_FORMATS)}.")
     if options.rows_per_part is not None and not 1 <= options.rows_per_part <= MOST_ROWS_PER_PART:
         raise UserError(f"--rows-per-part: {options.rows_per_part:,} is none. Give 1 to {MOST_ROWS_PER_PART:,}.")
-    if options.encoding is not None and "\n".encode(encoding_name(options.encoding)) != b"\n":
+    if "\n".encode(folder_encoding(options.encoding)) != b"\n":
         raise UserError(
             f"--encoding: in {options.encoding} lines cannot be found by their bytes, as a folder's have to be. Save "
             "the files as UTF-8."
@@ -183,6 +183,11 @@ def encoding_name(given: str) -> str:
             f"--encoding: {given!r} is unknown, or no encoding of texts; utf-8, utf-16, cp1252 and the others in "
             "https://docs.python.org/3/library/codecs.html#standard-encodings are known."
         ) from None
+
+
+def folder_encoding(given: str | None) -> str:
+    """The encoding of a folder's JSON Lines, of which a byte order mark is taken off anyway."""
+    return encoding_name(given or "utf-8").removesuffix("-sig")
 
 
 def check_kind(options: argparse.Namespace, adapter: Adapter) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ class ParquetRows:
         self._place = 0
 
     def rows(self, piece: Piece) -> Iterator[NumberedRow]:
-        """The rows of a piece with their numbers.
+        """The rows of a piece with their numbers; one of which Python can hold no value is a text that says so.
 
         Raises:
             DamagedFileError: a part of the file cannot be decoded.
@@ -40,9 +41,7 @@ class ParquetRows:
             while (left := piece.first + piece.rows - self._place) > 0:
                 first = self._place + 1
                 batch = self._take(left)
-                cells = (batch.column(column).to_pylist() for column in self._columns)
-                for number, values in enumerate(zip(*cells, strict=True), start=first):
-                    yield number, list(values)
+                yield from enumerate(_values([batch.column(column) for column in self._columns]), start=first)
         except (pa.ArrowException, *DAMAGED) as error:
             self._batches = None
             raise damage(error, self._name, f"row {self._place:,}") from None
@@ -75,3 +74,19 @@ class ParquetRows:
         taken, self._held = self._held.slice(0, count), self._held.slice(count)
         self._place += count
         return taken
+
+
+def _values(columns: list[pa.Array]) -> Iterable[list[Any] | str]:
+    """The values of each row, or why there are none."""
+    try:
+        return map(list, zip(*[column.to_pylist() for column in columns], strict=True))
+    except (ValueError, OverflowError):
+        # Bytes that are no UTF-8, a time beyond the year 9999: one such cell is the problem of its row alone.
+        return map(_values_of_row, zip(*columns, strict=True))
+
+
+def _values_of_row(cells: tuple[pa.Scalar, ...]) -> list[Any] | str:
+    try:
+        return [cell.as_py() for cell in cells]
+    except (ValueError, OverflowError) as error:
+        return f"holds a value that cannot be used ({str(error)[:100]})"

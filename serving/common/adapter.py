@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from stages.common.base import BASE_FOLDER, BASE_PIN
+from stages.common.base import BASE_FOLDER, BASE_PIN, file_sha256
 from stages.common.branches import answer_key
 from stages.common.errors import UserError, listing
 from stages.common.prompting.kinds import GENERATION_KINDS
@@ -23,6 +25,8 @@ NEEDED_FILES = (
 )
 # What `python -m serving.merge` makes of an adapter and its base; the weights may be in several files.
 NEEDED_MERGED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "prompt.json", "parity.json")
+# What lies in such a folder and decides no answer.
+_UNREAD = ("README.md", "provenance.json", "parity.json", "training_log")
 # The rules that `evaluate` writes for each kind of task; see docs/metrics.md.
 RULES = {
     "classification": ("argmax", "threshold", "answer"),
@@ -190,6 +194,23 @@ def _fits(rule: dict[str, Any], labels: list[str]) -> bool:
     if rule["rule"] == "threshold":
         return len(labels) == 2 and rule["positive_label"] in labels
     return rule["rule"] != "thresholds" or set(rule["thresholds"]) == set(labels)
+
+
+def answers_sha256(adapter: Adapter, *, with_rule: bool = False) -> str:
+    """One digest over what decides an adapter's answers: weights, tokenizer, prompts and its base's files.
+
+    Args:
+        adapter: its folder.
+        with_rule: whether its decision rule counts, wherever that was read.
+    """
+    digest = hashlib.sha256(json.dumps(adapter.rule, sort_keys=True).encode() if with_rule else b"")
+    for path in sorted(adapter.folder.rglob("*")):
+        name = path.relative_to(adapter.folder)
+        if path.is_file() and name.parts[0] not in _UNREAD and not any(part.startswith(".") for part in name.parts):
+            # Of the base's pin the files alone: the same base may come from elsewhere.
+            pin = repr(sorted(read_json(path)["files"].items())) if name == Path("base.json") else file_sha256(path)
+            digest.update(f"{name.as_posix()}\0{pin}\0".encode())
+    return digest.hexdigest()
 
 
 def pin_base(folder: Path) -> str | None:

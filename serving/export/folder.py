@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from serving.common.adapter import DECISION, Adapter, is_ours
 from stages.base_model import TOKENIZER_FILES
 from stages.common.base import file_sha256
-from stages.common.errors import UserError
+from stages.common.errors import UserError, listing
 from stages.common.tables import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -29,12 +31,19 @@ def check_destination(folder: Path) -> None:
     """Refuse to replace anything but an earlier export.
 
     Raises:
-        UserError: there is something else.
+        UserError: there is something else, or it is where a disk is mounted.
     """
+    if os.path.ismount(folder):
+        raise mount_point(folder)
     if folder.is_dir() and ((folder / "parity.json").is_file() or not any(folder.iterdir())):
         return
     if folder.exists() or folder.is_symlink():
         raise UserError(f"--output: {folder} holds something that is no merged model. Name another folder, or move it.")
+
+
+def mount_point(folder: Path) -> UserError:
+    """What is said of a folder that no other can take the place of."""
+    return UserError(f"--output: a disk is mounted at {folder}, which cannot be replaced. Name a folder inside it.")
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -50,10 +59,12 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if needed_bytes + SPARE_BYTES > free:
+        left = sorted(path.name for path in folder.parent.glob(f".{folder.name.removesuffix('.gguf')}.*"))
+        killed = f" {listing(left)} is left of killed exports, unless one is at work: delete it." if left else ""
         raise UserError(
             f"{folder}: takes some {needed_bytes / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there (an export "
             "that is there already stays until the new one is complete). Free some space, or name another disk with "
-            "--output."
+            f"--output.{killed}"
         )
 
 
@@ -82,7 +93,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
             return
         before = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")) / "before"
-        folder.rename(before)
+        try:
+            folder.rename(before)
+        except OSError as error:
+            before.parent.rmdir()
+            if error.errno == errno.EBUSY:
+                raise mount_point(folder) from None
+            raise
         temporary.rename(folder)
         shutil.rmtree(before.parent)
     finally:
@@ -107,12 +124,12 @@ def write_merged(model: PreTrainedModel, adapter: Adapter, decision: Path | None
         shutil.copyfile(decision or DECISION, folder / "decision.json")
     provenance = adapter.folder / "provenance.json"
     dtype = str(model.dtype).removeprefix("torch.")
-    merged = {"dtype": dtype, "adapter_sha256": adapter_sha256(adapter.folder)}
+    merged = {"dtype": dtype, "adapter_sha256": weights_sha256(adapter.folder)}
     write_json(folder / "provenance.json", (read_json(provenance) if provenance.is_file() else {}) | {"merged": merged})
     write_text(folder / "README.md", str(merged_card(adapter, dtype)) + "\n")
 
 
-def adapter_sha256(folder: Path) -> str:
+def weights_sha256(folder: Path) -> str:
     """What tells an adapter from all others: the SHA-256 of its weights."""
     return file_sha256(folder / "adapter_model.safetensors")
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
-import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from serving.common.adapter import Adapter
+from serving.common.adapter import Adapter, answers_sha256
 from serving.common.chat import Outcome, Sampling, write_answer
 from serving.http.errors import ApiError
 from serving.http.logs import say
@@ -23,15 +20,10 @@ from serving.http.metrics import Metrics
 from serving.http.middleware import while_connected
 from serving.http.options import Settings
 from serving.http.queue import QueueFullError, WorkQueue
-from stages.common.base import file_sha256
 from stages.common.prompting.conversations import Message
-from stages.common.tables import read_json
 
 if TYPE_CHECKING:
     from serving.predictor import Predictor
-
-# What lies in an adapter's folder and decides no answer.
-UNREAD_FILES = ("README.md", "provenance.json", "training_log")
 
 
 @dataclass
@@ -189,16 +181,5 @@ def _load(settings: Settings, adapter: Adapter) -> tuple[Predictor, str]:
 
 
 def version_of(adapter: Adapter) -> str:
-    """Sixteen hexadecimal digits that change with whatever decides an answer.
-
-    Args:
-        adapter: its files (but what people read), its base's files as base.json pins them, and its decision rule.
-    """
-    digest = hashlib.sha256(json.dumps(adapter.rule, sort_keys=True).encode())
-    for path in sorted(adapter.folder.rglob("*")):
-        name = path.relative_to(adapter.folder)
-        if path.is_file() and name.parts[0] not in UNREAD_FILES and not name.name.startswith("."):
-            # Of the base's pin the files alone: the same base may come from elsewhere.
-            pin = repr(sorted(read_json(path)["files"].items())) if name == Path("base.json") else file_sha256(path)
-            digest.update(f"{name.as_posix()}\0{pin}\0".encode())
-    return digest.hexdigest()[:16]
+    """Sixteen hexadecimal digits that change with whatever decides an answer, its decision rule included."""
+    return answers_sha256(adapter, with_rule=True)[:16]
