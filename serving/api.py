@@ -11,6 +11,7 @@ import socket
 import sys
 from types import FrameType
 
+from serving.common.packages import require_packages
 from serving.http.options import Settings, settings
 from stages.common.errors import UserError, run_stage
 
@@ -92,7 +93,9 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Serve what the command line names."""
-    serve(settings(__doc__))
+    options = settings(__doc__)
+    require_packages("fastapi", "prometheus_client", "uvicorn")
+    serve(options)
 
 
 if __name__ == "__main__":

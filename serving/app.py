@@ -6,12 +6,11 @@ Classification adapters get a page for texts and CSV files, chat and question an
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
-from stages.common.errors import UserError, listing, run_stage
+from serving.common.packages import require_packages
+from stages.common.errors import run_stage
 
 PORT = 7860
 PACKAGES = ("gradio", "fastapi", "uvicorn")
@@ -32,21 +31,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def require_packages() -> None:
-    """Refuse to start without what serving needs.
-
-    Raises:
-        UserError: says which is absent.
-    """
-    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if absent:
-        raise UserError(f"{sys.prefix} lacks {listing(absent)}. `make serving` installs what this command needs.")
-
-
 def main() -> None:
     """Serve the page until somebody ends it."""
     options = arguments()
-    require_packages()
+    require_packages(*PACKAGES)
     from serving.batch.options import answer_limit
     from serving.common.adapter import ADAPTER, read_adapter
     from serving.web.server import listen, make_app, private_folder, serve

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ class AwsServer:
         requests: the name of each operation and what was sent, in order.
         resources: by kind ("TrainingJob", "Model", "EndpointConfig", "Endpoint") and name, as they were created.
         refusals: operations that are to fail, and with which code and message.
-        job_status: what training jobs end as.
+        job_status: what training jobs are, or ended as.
+        client: the id of the process that asks.
+        interrupted_at: the how-manieth question about a training job gets Ctrl-C into that process as well; 0: none.
     """
 
     def __init__(self) -> None:
@@ -28,6 +32,8 @@ class AwsServer:
         self.resources: dict[str, dict[str, dict[str, Any]]] = {}
         self.refusals: dict[str, tuple[str, str]] = {}
         self.job_status = "Completed"
+        self.client = 0
+        self.interrupted_at = 0
         self.url = ""
 
     def answer(self, operation: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -36,6 +42,8 @@ class AwsServer:
         if operation in self.refusals:
             code, message = self.refusals[operation]
             return 400, {"__type": code, "message": message}
+        if [name for name, _ in self.requests].count("DescribeTrainingJob") == self.interrupted_at > 0:
+            os.kill(self.client, signal.SIGINT)
         verb = next(verb for verb in ("Create", "Describe", "Delete") if operation.startswith(verb))
         kind = operation.removeprefix(verb)
         there, name = self.resources.setdefault(kind, {}), request[f"{kind}Name"]
@@ -54,7 +62,6 @@ class AwsServer:
     def _state(self, kind: str, name: str) -> dict[str, Any]:
         if kind == "TrainingJob":
             output = self.resources[kind][name]["OutputDataConfig"]["S3OutputPath"]
-            model = {"ModelArtifacts": {"S3ModelArtifacts": f"{output}/{name}/output/model"}}
             return {
                 "TrainingJobStatus": self.job_status,
                 "SecondaryStatus": self.job_status,
@@ -62,7 +69,8 @@ class AwsServer:
                 "TrainingTimeInSeconds": 100,
                 "BillableTimeInSeconds": 30,
                 "FinalMetricDataList": [{"MetricName": "test:f1_macro", "Value": 0.8, "Timestamp": 0}],
-                **(model if self.job_status == "Completed" else {"ModelArtifacts": {"S3ModelArtifacts": ""}}),
+                # AWS names the place from the start, whether or not a model ever gets there.
+                "ModelArtifacts": {"S3ModelArtifacts": f"{output}/{name}/output/model"},
             }
         return {"EndpointStatus": "InService", "LastModifiedTime": 0} if kind == "Endpoint" else {}
 

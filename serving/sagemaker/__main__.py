@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from serving.common.packages import require_packages
 from stages.common.errors import run_stage
 
 
@@ -14,6 +15,7 @@ def main() -> None:
     if parser.parse_args().command == "train":
         from serving.sagemaker import train as command
     else:
+        require_packages("fastapi", "uvicorn")
         from serving.sagemaker import serve as command  # type: ignore[no-redef]
     command.main()
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from serving.sagemaker.folders import CHANNELS
 from serving.sagemaker.metrics import METRICS
-from serving.sagemaker.options import CHANNELS, arguments, check
+from serving.sagemaker.options import arguments, check
 from stages.common.errors import UserError, run_stage
 
 if TYPE_CHECKING:
@@ -84,7 +85,12 @@ def train(options: argparse.Namespace) -> None:
     print(f"train: {name} is started; its log is CloudWatch's /aws/sagemaker/TrainingJobs", flush=True)
     if options.no_wait:
         return
-    job.wait(poll=10)
+    try:
+        job.wait(poll=10)
+    except KeyboardInterrupt:
+        stop = f"aws sagemaker stop-training-job --training-job-name {name}"
+        print(f"train: {name} goes on, and is paid for; to stop it: {stop}", flush=True)
+        raise
     _tell_end(job)
 
 
@@ -101,12 +107,14 @@ def model_uri(job: TrainingJob) -> str:
     """Where a job's model lies.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none; AWS names a place in any case.
     """
-    uri = job.model_artifacts.s3_model_artifacts if job.model_artifacts else None
-    if not uri:
-        raise UserError(f"--job: {job.training_job_name} is {job.training_job_status} and has no model.")
-    return str(uri)
+    if job.training_job_status != "Completed":
+        raise UserError(
+            f"--job: {job.training_job_name} is {job.training_job_status} and has no model. Only Completed jobs "
+            "have one; `train` with the same options goes on from this one's checkpoints."
+        )
+    return str(job.model_artifacts.s3_model_artifacts)
 
 
 def model_source(uri: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from serving.sagemaker.folders import CHANNELS
 from stages.common.errors import UserError
 
 EXAMPLES = """
@@ -16,7 +17,6 @@ examples:
 
 Account, region and credentials are those of the AWS command line. docs/sagemaker.md has permissions and costs.
 """
-CHANNELS = ("data", "params", "base", "wheels")
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -51,10 +51,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_machine(parser)
     parser.add_argument("--output", required=True, metavar="S3", help="model, results and checkpoints go below it")
     parser.add_argument("--name", default="pipeline", help="the job's name begins with it (default pipeline)")
-    parser.add_argument("--data", metavar="S3", help="tables; they become data/raw")
-    parser.add_argument("--params", metavar="S3", help="a folder with one YAML file, a whole params.yaml")
-    parser.add_argument("--base", metavar="S3", help="a folder with a base model's files; replaces base_model")
-    parser.add_argument("--wheels", metavar="S3", help="Python packages with base model or data")
+    for name, meaning in CHANNELS.items():
+        parser.add_argument(f"--{name}", metavar="S3", help=meaning)
     parser.add_argument("--recipe", help="a name in recipes/, in place of params.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of params.yaml; may be repeated"

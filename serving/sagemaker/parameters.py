@@ -14,12 +14,12 @@ from stages.common.errors import UserError, listing
 from stages.common.params import load_params
 from stages.common.tables import read_json
 
-# The SDK sends some of its own.
-FOREIGN_PREFIX = "sagemaker_"
+# The SDK sends some of its own, and the tuner the name of the metric that it tunes by.
+FOREIGN_PREFIXES = ("sagemaker_", "_tuning_")
 
 
 def read_hyperparameters(path: Path) -> dict[str, str]:
-    """The job's own, without those that the SDK adds; none where there is no file.
+    """The job's own, without those that the SDK and the tuner add; none where there is no file.
 
     Raises:
         UserError: the file holds something else than an object of texts.
@@ -29,7 +29,7 @@ def read_hyperparameters(path: Path) -> dict[str, str]:
     values = read_json(path)
     if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
         raise UserError(f"{path}: is no JSON object of texts, as SageMaker writes it.")
-    return {name: value for name, value in values.items() if not name.startswith(FOREIGN_PREFIX)}
+    return {name: value for name, value in values.items() if not name.startswith(FOREIGN_PREFIXES)}
 
 
 def write_params(target: Path, project: Path, channels: dict[str, Path], hyperparameters: dict[str, str]) -> None:
@@ -107,12 +107,12 @@ def _set(values: dict[str, Any], name: str, text: str) -> str | None:
 
 
 def _typed(text: str, current: Any) -> Any:
-    """A hyperparameter's value: JSON where it is JSON, else text; a text where a text stands now.
+    """A hyperparameter's value: JSON where it is JSON, else text. Where a text stands now: null, a block or a text.
 
     SDKs differ in whether they quote texts, and numbers that were given as texts, once more.
     """
     value = _decoded(text)
-    if isinstance(current, str):
+    if isinstance(current, str) and not (value is None or isinstance(value, dict)):
         return value if isinstance(value, str) else text
     return _decoded(value) if isinstance(value, str) else value
 

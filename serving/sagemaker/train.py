@@ -18,16 +18,17 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from serving.common.adapter import NEEDED_FILES
 from serving.sagemaker.folders import ROOT, Folders, channels, folders
 from serving.sagemaker.metrics import METRICS
 from serving.sagemaker.parameters import read_hyperparameters, write_params
+from stages.common.base import TOKENIZER_FOLDER
 from stages.common.errors import UserError
 from stages.common.tables import read_json, write_text
 
 # What the pipeline is made of; no results, so that the job makes its own.
 PROJECT = ("stages", "preflight", "serving", "recipes", "dvc.yaml", "requirements.txt", ".dvcignore")
 DVC_FOLDER = (".dvc/config", ".dvc/plots")
-COMMANDS = (("preflight.check", "params"), ("dvc", "repro"))
 # Under their last names.
 RESULTS = ("metrics", "data/reports", "params.yaml", "dvc.lock")
 # SageMaker keeps the first 1,024 characters of the failure file.
@@ -36,10 +37,11 @@ MOST_FAILURE_CHARACTERS = 1024
 SECONDS_TO_STOP = 60
 # A spot instance can be taken away at any time, and a checkpoint of an adapter is small.
 MINUTES_BETWEEN_CHECKPOINTS = "2"
-# What a checkpoint and a finished adapter need. Files go to S3 one by one, so some may be missing when they come back.
+# What a checkpoint and a finished adapter need; the latter also the tokenizer's files, which differ by base.
+# Files go to S3 one by one, so some may be missing when they come back.
 WHOLE = {
     "checkpoint-*": ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
-    "adapter": ("adapter_model.safetensors", "adapter_config.json", "prompt.json", "training_log/summary.json"),
+    "adapter": (*NEEDED_FILES, "provenance.json", "README.md", "training_log/summary.json"),
 }
 
 
@@ -73,11 +75,18 @@ def lay_out(places: Folders) -> None:
         raw.mkdir(parents=True)
 
 
-def drop_cut_checkpoints(folder: Path) -> None:
-    """Remove checkpoints and adapters that did not reach S3 as a whole before the job was interrupted."""
+def drop_cut_checkpoints(folder: Path, tokenizer: Path) -> None:
+    """Remove checkpoints and adapters that did not reach S3 as a whole before the job was interrupted.
+
+    Args:
+        folder: holds the runs.
+        tokenizer: the base's, whose files every adapter has.
+    """
+    of_tokenizer = [path.name for path in sorted(tokenizer.iterdir())]
     for pattern, names in WHOLE.items():
+        needed = dict.fromkeys([*names, *(of_tokenizer if pattern == "adapter" else [])])
         for path in folder.glob(f"*/{pattern}"):
-            missing = [name for name in names if not (path / name).is_file()]
+            missing = [name for name in needed if not (path / name).is_file()]
             if missing:
                 print(f"train: {path.relative_to(folder)} lacks {', '.join(missing)} and is not used", flush=True)
                 shutil.rmtree(path)
@@ -117,7 +126,7 @@ def run(command: tuple[str, ...], places: Folders) -> None:
             for line in process.stdout:
                 print(line, end="", flush=True)
                 last.append(line)
-        except Stopped:
+        except (Stopped, KeyboardInterrupt):
             _stop(process)
             raise
     if process.returncode:
@@ -149,8 +158,8 @@ def deliver(places: Folders) -> None:
     for folder in (places.model, places.results):
         folder.mkdir(parents=True, exist_ok=True)
     # The base too: an endpoint then needs no network, and starts as fast as its files are copied.
-    for name in ("adapter", "base"):
-        shutil.copytree(models / name, places.model / name, dirs_exist_ok=True)
+    shutil.copytree(models / "adapter", places.model / "adapter", dirs_exist_ok=True)
+    shutil.copytree(models / "base", places.model / "base", dirs_exist_ok=True, copy_function=hand_over)
     for path in (models / "base.json", models / "decision.json", places.work / "params.yaml"):
         shutil.copyfile(path, places.model / path.name)
     for name in RESULTS:
@@ -159,6 +168,14 @@ def deliver(places: Folders) -> None:
             shutil.copytree(origin, target, dirs_exist_ok=True)
         else:
             shutil.copyfile(origin, target)
+
+
+def hand_over(origin: str, target: str) -> None:
+    """Move a file, so that gigabytes of weights do not lie there twice; what a link leads to is not the job's own."""
+    if Path(origin).is_symlink():
+        shutil.copyfile(origin, target)
+    else:
+        shutil.move(origin, target)
 
 
 def print_metrics(work: Path) -> None:
@@ -195,11 +212,11 @@ def main() -> None:
     try:
         with failure_told(places.failure):
             lay_out(places)
-            drop_cut_checkpoints(places.checkpoints)
-            if int(os.environ.get("SM_NUM_GPUS", "0")) > 1:
-                print("train: training uses one GPU; a smaller instance type would do the same for less", flush=True)
-            for command in COMMANDS:
-                run(command, places)
+            run(("preflight.check", "params"), places)
+            # The base comes first: it decides what an adapter in the checkpoints has to have.
+            run(("dvc", "repro", "base_model"), places)
+            drop_cut_checkpoints(places.checkpoints, places.work / TOKENIZER_FOLDER)
+            run(("dvc", "repro"), places)
             deliver(places)
             print_metrics(places.work)
     except Stopped:
