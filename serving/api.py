@@ -19,11 +19,12 @@ def serve(options: Settings) -> None:
     """Serve until a signal ends it; what is under way is finished first.
 
     Raises:
-        UserError: the adapter cannot be read or loaded, or the address cannot be had.
+        UserError: the adapter cannot be read or loaded, an option does not fit it, or the address cannot be had.
     """
     from serving.common.adapter import read_adapter
 
     adapter = read_adapter(options.adapter, options.decision)
+    options.check_kind(adapter)
     options.queue_rows(adapter.answers_with_texts)
     listener = listen(options.host, options.port)
     import uvicorn

@@ -245,7 +245,7 @@ def test_only_the_token_opens(server: Server) -> None:
 
 
 def test_whatever_its_description_allows_fails_nothing(server: Server, tmp_path: Path) -> None:
-    fuzz(server, tmp_path, TOKEN, seconds=8)
+    fuzz(server, tmp_path, TOKEN, seconds=8, route="/classify")
 
 
 # --- what is told about it --------------------------------------------------------------------------------------------
@@ -380,6 +380,7 @@ def test_several_labels_are_the_predictors_own(tmp_path: Path) -> None:
         (["--host", "a..b", "--allow-anonymous"], None, "--host: 'a..b' is no address"),
         (["--model-name", "a/b"], None, "--model-name: take up to 64 letters"),
         (["--queue", "10"], None, "--queue: 10 is less than the 256 texts"),
+        (["--max-new-tokens", "5"], None, "--max-new-tokens: models/adapter answers with labels (classification)"),
         ([], "short", "API_TOKEN in the environment: is no token"),
         ([], "with a blank in the midst", "API_TOKEN in the environment: is no token"),
         ([], "", "API_TOKEN in the environment: is no token"),
@@ -400,6 +401,24 @@ def test_a_taken_port_gives_one_message(place: Workplace, capsys: pytest.Capture
         port = taken.getsockname()[1]
         assert place.main("serving.api", "--port", str(port)) == 1
     assert f"error: --port: another program listens on port {port} of 127.0.0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--queue", "abc"], "--queue: 'abc' is no number of 1 or more"),
+        (["--batch-rows", "0"], "--batch-rows: '0' is no number of 1 or more"),
+        (["--port", "65536"], "--port: '65536' is no port"),
+        (["--timeout", "nan"], "--timeout: 'nan' is no number of seconds"),
+    ],
+)
+def test_a_value_that_is_no_number_is_said(
+    arguments: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serving.api", *arguments])
+    with pytest.raises(SystemExit):
+        settings(None)
+    assert f"error: argument {expected}" in capsys.readouterr().err
 
 
 def test_other_addresses_need_a_token_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
