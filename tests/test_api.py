@@ -358,7 +358,9 @@ def test_several_labels_are_the_predictors_own(tmp_path: Path) -> None:
         with TestClient(make_app(service)) as client:
             assert client.get("/readyz").status_code == 503, "nothing is answered before the model is there"
             assert client.post("/classify", json={"texts": texts}).status_code == 503
-            while client.get("/readyz").status_code == 503 and service.failure is None:
+            end = time.monotonic() + 60
+            while client.get("/readyz").status_code == 503:
+                assert service.failure is None and time.monotonic() < end
                 time.sleep(0.05)
             found = client.post("/classify", json={"texts": texts}).json()["answers"]
         right = load_predictor().predict(texts)

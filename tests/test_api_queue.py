@@ -180,7 +180,9 @@ def test_a_model_that_fails_is_said_without_the_text(
         ended: list[str] = []
         service = Service(options, read_adapter(options.adapter), on_failure=lambda: ended.append("ended"))
         with TestClient(make_app(service)) as client:
-            while client.get("/readyz").status_code == 503 and service.failure is None:
+            end = time.monotonic() + 60
+            while client.get("/readyz").status_code == 503:
+                assert service.failure is None and time.monotonic() < end
                 time.sleep(0.05)
             assert client.post("/classify", json={"texts": [MARKER]}).status_code == 200
 
