@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from stages.common.errors import UserError
+
 # How long an idle model waits for texts that come at about the same time.
 GATHER_SECONDS = 0.002
 # The weight of the last batch in the estimate of how long a row takes.
@@ -89,7 +91,7 @@ class WorkQueue:
         """Answer rows until this task is cancelled.
 
         Raises:
-            Exception: the GPU's, after which nothing more can be computed in this process; all rows have it too.
+            UserError: the GPU failed, and nothing more can be computed in this process; all rows have its error.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -109,7 +111,7 @@ class WorkQueue:
                 self.computing = False
                 for row in (*batch, *self._waiting):
                     _settle(row.answer, _Failure(error))
-                raise
+                raise _broken(error) from error
             self.computing = False
             seconds = (time.monotonic() - start) / len(batch)
             self._seconds_per_row += (seconds - self._seconds_per_row) * NEW_ESTIMATE
@@ -130,6 +132,14 @@ class WorkQueue:
 def is_lasting(error: BaseException) -> bool:
     """Whether it is an error of CUDA's that all later calls of this process would have as well."""
     return "CUDA error" in str(error) and "out of memory" not in str(error)
+
+
+def _broken(error: Exception) -> UserError:
+    said = str(error).partition("\n")[0]
+    return UserError(
+        f"the GPU failed, and this process can compute nothing more on it ({said}). Start the service again; if it "
+        "soon fails again, the GPU or its driver is at fault (see nvidia-smi and the kernel's log)."
+    )
 
 
 class _Failure(NamedTuple):
