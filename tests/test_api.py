@@ -17,8 +17,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from serving import api
 from serving.common.adapter import ADAPTER, read_adapter
+from serving.common.listening import listen
 from serving.http.application import make_app
 from serving.http.options import settings
 from serving.http.service import Service, version_of
@@ -245,7 +245,7 @@ def test_only_the_token_opens(server: Server) -> None:
 
 
 def test_whatever_its_description_allows_fails_nothing(server: Server, tmp_path: Path) -> None:
-    fuzz(server, tmp_path, TOKEN, seconds=8)
+    fuzz(server, tmp_path, TOKEN, seconds=8, route="/classify")
 
 
 # --- what is told about it --------------------------------------------------------------------------------------------
@@ -358,7 +358,9 @@ def test_several_labels_are_the_predictors_own(tmp_path: Path) -> None:
         with TestClient(make_app(service)) as client:
             assert client.get("/readyz").status_code == 503, "nothing is answered before the model is there"
             assert client.post("/classify", json={"texts": texts}).status_code == 503
-            while client.get("/readyz").status_code == 503 and service.failure is None:
+            end = time.monotonic() + 60
+            while client.get("/readyz").status_code == 503:
+                assert service.failure is None and time.monotonic() < end
                 time.sleep(0.05)
             found = client.post("/classify", json={"texts": texts}).json()["answers"]
         right = load_predictor().predict(texts)
@@ -377,8 +379,10 @@ def test_several_labels_are_the_predictors_own(tmp_path: Path) -> None:
         (["--adapter", ""], None, "--adapter: is empty"),
         (["--host", "0.0.0.0"], None, "--host: at 0.0.0.0 other machines reach the service"),
         (["--host", "nowhere.invalid", "--allow-anonymous"], None, "--host: 'nowhere.invalid' is no address"),
+        (["--host", "a..b", "--allow-anonymous"], None, "--host: 'a..b' is no address"),
         (["--model-name", "a/b"], None, "--model-name: take up to 64 letters"),
         (["--queue", "10"], None, "--queue: 10 is less than the 256 texts"),
+        (["--max-new-tokens", "5"], None, "--max-new-tokens: models/adapter answers with labels (classification)"),
         ([], "short", "API_TOKEN in the environment: is no token"),
         ([], "with a blank in the midst", "API_TOKEN in the environment: is no token"),
         ([], "", "API_TOKEN in the environment: is no token"),
@@ -398,7 +402,25 @@ def test_a_taken_port_gives_one_message(place: Workplace, capsys: pytest.Capture
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert place.main("serving.api", "--port", str(port)) == 1
-    assert f"error: --host, --port: cannot listen at 127.0.0.1, port {port}" in capsys.readouterr().err
+    assert f"error: --port: another program listens on port {port} of 127.0.0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--queue", "abc"], "--queue: 'abc' is no number of 1 or more"),
+        (["--batch-rows", "0"], "--batch-rows: '0' is no number of 1 or more"),
+        (["--port", "65536"], "--port: '65536' is no port"),
+        (["--timeout", "nan"], "--timeout: 'nan' is no number of seconds"),
+    ],
+)
+def test_a_value_that_is_no_number_is_said(
+    arguments: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serving.api", *arguments])
+    with pytest.raises(SystemExit):
+        settings(None)
+    assert f"error: argument {expected}" in capsys.readouterr().err
 
 
 def test_other_addresses_need_a_token_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,9 +446,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_service(place: Workplace, tmp_pa
 
 
 def test_an_address_is_free_again_at_once() -> None:
-    listener = api.listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)):
         listener.accept()[0].close()
     listener.close()
-    api.listen("127.0.0.1", port).close()
+    listen("127.0.0.1", port).close()

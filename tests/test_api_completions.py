@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +16,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
+from serving.common.adapter import ADAPTER, read_adapter
+from serving.common.chat import Outcome, Sampling
+from serving.http.application import make_app
+from serving.http.options import settings
+from serving.http.service import Service
 from serving.predictor import Predictor, load_predictor
 from tests.served import Server, fuzz, make_served, serve, turns
 from tests.workplace import Workplace
@@ -112,6 +121,10 @@ def test_sampling_seeds_and_stop_texts_work(client: openai.OpenAI) -> None:
 def test_a_conversation_that_is_too_long_says_so(client: openai.OpenAI) -> None:
     assert ask(client, turns(f"{MARKER} " * 40)).model_extra == {"shortened": True}
     assert ask(client, turns("a day")).model_extra == {}
+    asked: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    *others, last, usage = ask(client, turns(f"{MARKER} " * 40), **asked)
+    assert last.model_extra == usage.model_extra == {"shortened": True}
+    assert last.choices[0].finish_reason == "length" and not any(chunk.model_extra for chunk in others)
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -179,11 +192,25 @@ def test_a_client_that_leaves_stops_its_answer(client: openai.OpenAI, server: Se
         httpx.post(f"{server.url}/v1/chat/completions", json=asked, timeout=0.5)
     assert ask(client, turns("a day"), max_tokens=2).usage.completion_tokens == 2
     assert time.monotonic() - start < TIMEOUT
+    assert [line.get("finish") for line in server.log()].count("cancelled") == 2
     assert 499 in [line.get("status") for line in server.log()]
 
 
+def wait_for_rows(server: Server, rows: int) -> None:
+    """Until so many are queued."""
+    end = time.monotonic() + 20
+    while f"queue_rows {rows}.0" not in httpx.get(f"{server.url}/metrics").text:
+        assert time.monotonic() < end, "they are not queued"
+        time.sleep(0.02)
+
+
 def test_limits_of_time_and_queue_hold_and_the_next_is_answered(client: openai.OpenAI, server: Server) -> None:
-    """One answer is written, two wait, the fourth finds no room; none is done in time, and all of them hear so."""
+    """One answer is written, two wait, the fourth finds no room; none is done in time, and all of them hear so.
+
+    And so does a client whose body never comes.
+    """
+    silent = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=TIMEOUT + 30)
+    silent.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
     found: dict[int, Any] = {}
     writing = threading.Event()
 
@@ -203,17 +230,80 @@ def test_limits_of_time_and_queue_hold_and_the_next_is_answered(client: openai.O
         first = pool.submit(stream)
         assert writing.wait(20)
         others = [pool.submit(wait, number) for number in range(2)]
-        while "queue_rows 2.0" not in httpx.get(f"{server.url}/metrics").text:
-            time.sleep(0.02)
+        wait_for_rows(server, 2)
         with pytest.raises(openai.RateLimitError) as refused:
             ask(client, turns("a day"))
         assert int(refused.value.response.headers["Retry-After"]) >= 1
         assert first.result() and not [other.result() for other in others if other.result()]
     # The first that waited may have had its turn for an instant.
     assert [error.status_code for error in found.values()] == [504, 504]
+    with silent, silent.makefile("rb") as answer:
+        head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ") and json.loads(body)["error"]["code"] == "timeout"
+    assert [line.get("finish") for line in server.log()].count("timeout") == 3
     assert ask(client, turns("a day"), max_tokens=2).usage.completion_tokens == 2
+
+
+def test_what_is_not_done_when_the_time_to_end_is_over_hears_so(place: Workplace) -> None:
+    asked = {"model": "adapter", "messages": turns("a day")}
+    with (
+        serve(place, "--shutdown-timeout", "1", "--max-new-tokens", str(LONG)) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url = f"{server.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=asked | {"stream": True}, timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            waiting = pool.submit(httpx.post, url, json=asked, timeout=60)
+            wait_for_rows(server, 1)
+            assert server.stop() == 0
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        assert waiting.result().status_code == 503 and waiting.result().json()["error"]["code"] == "shutting_down"
+        ends = [(line["status"], line["finish"]) for line in server.log() if "finish" in line]
+        assert sorted(ends) == [(200, "cancelled"), (503, "cancelled")]
+
+
+def test_a_stream_that_fails_says_so(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And answers are as long as params.yaml has it, 8 tokens, where nobody says anything else."""
+    asked = {"model": "adapter", "messages": turns("a day")}
+
+    def fail(predictor: Predictor, messages: Any, sampling: Sampling, emit: Any, cancelled: threading.Event) -> Outcome:
+        emit("the beginning")
+        raise ValueError(f"cannot go on with {messages}")
+
+    with place.entered() as patch, caplog.at_level(logging.INFO, "serving.api"):
+        patch.setattr(sys, "argv", ["serving.api"])
+        service = Service(settings(None), read_adapter(ADAPTER), on_failure=lambda: None)
+        with TestClient(make_app(service)) as client:
+            end = time.monotonic() + 60
+            while client.get("/readyz").status_code == 503:
+                assert service.failure is None and time.monotonic() < end
+                time.sleep(0.05)
+            assert client.post("/v1/chat/completions", json=asked).json()["usage"]["completion_tokens"] == 8
+            longer = client.post("/v1/chat/completions", json=asked | {"max_tokens": 9})
+            assert longer.status_code == 400 and "at most 8" in longer.text
+            monkeypatch.setattr("serving.http.service.write_answer", fail)
+            answer = client.post("/v1/chat/completions", json=asked | {"stream": True}).text
+            whole = client.post("/v1/chat/completions", json=asked)
+    events = [line.removeprefix("data: ") for line in answer.splitlines() if line]
+    assert "the beginning" in events[1] and events[-1] == "[DONE]"
+    assert json.loads(events[-2])["error"]["code"] == "internal_error" and whole.status_code == 500
+    lines = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    ends = [(line["status"], line["finish"]) for line in lines if "finish" in line]
+    assert ends == [(200, "length"), (200, "error"), (500, "error")]
+    assert "a stream failed" in caplog.messages
+
+
+@pytest.mark.parametrize("option", ["--batch-rows", "--decision"])
+def test_options_about_labels_are_refused(place: Workplace, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place.write("8", '{"adapter": {"rule": "text"}}')
+    assert place.main("serving.api", option, "8") == 1
+    assert f"error: {option}: models/adapter answers with texts, one at a time (chat)" in capsys.readouterr().err
 
 
 def test_whatever_its_description_allows_fails_nothing(place: Workplace, tmp_path: Path) -> None:
     with serve(place, "--max-new-tokens", "4") as server:
-        fuzz(server, tmp_path, None, seconds=8)
+        fuzz(server, tmp_path, None, seconds=8, route="/v1/chat/completions")

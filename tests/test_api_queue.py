@@ -21,6 +21,7 @@ from serving.http.logs import start_logging
 from serving.http.options import Settings
 from serving.http.queue import QueueFullError, WorkQueue
 from serving.http.service import Service
+from stages.common.errors import UserError
 from tests.served import make_served
 
 MARKER = "Xyzzyplugh"
@@ -111,6 +112,48 @@ def test_a_row_that_fails_fails_alone() -> None:
     run(compute, work)
 
 
+BROKEN = "CUDA error: device-side assert triggered"
+
+
+def test_a_gpu_that_is_broken_ends_the_queue() -> None:
+    """Nothing else could be computed in this process; whoever waits is told, and not left waiting."""
+
+    def compute(rows: list[int]) -> list[int]:
+        time.sleep(0.1)
+        raise RuntimeError(BROKEN)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            queue = WorkQueue(compute, 2, 10, lambda _: None, thread)
+            rows = queue.put([1, 2, 3])
+            with pytest.raises(UserError, match=BROKEN):
+                await asyncio.wait_for(queue.run(), 20)
+            found = await asyncio.wait_for(asyncio.gather(*rows, return_exceptions=True), 1)
+            assert [str(error) for error in found] == [BROKEN] * 3
+
+    asyncio.run(main())
+
+
+def test_a_gpu_without_memory_fails_one_row_alone() -> None:
+    def compute(rows: list[int]) -> list[int]:
+        if 1 in rows:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return slowly(rows)
+
+    async def work(queue: WorkQueue) -> None:
+        found = await asyncio.gather(*queue.put([1, 2]), return_exceptions=True)
+        assert isinstance(found[0], RuntimeError) and found[1] == 20
+
+    run(compute, work)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
 @pytest.fixture
 def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """The log's lines; the process' own logging is put back afterwards."""
@@ -134,9 +177,12 @@ def test_a_model_that_fails_is_said_without_the_text(
             queue=None, max_texts=8, max_characters=99, max_body_bytes=999, max_new_tokens=9, timeout_seconds=30,
             shutdown_seconds=1,
         )  # fmt: skip
-        service = Service(options, read_adapter(options.adapter), on_failure=lambda: None)
+        ended: list[str] = []
+        service = Service(options, read_adapter(options.adapter), on_failure=lambda: ended.append("ended"))
         with TestClient(make_app(service)) as client:
-            while client.get("/readyz").status_code == 503 and service.failure is None:
+            end = time.monotonic() + 60
+            while client.get("/readyz").status_code == 503:
+                assert service.failure is None and time.monotonic() < end
                 time.sleep(0.05)
             assert client.post("/classify", json={"texts": [MARKER]}).status_code == 200
 
@@ -145,10 +191,21 @@ def test_a_model_that_fails_is_said_without_the_text(
 
             monkeypatch.setattr("serving.predictor.Predictor.predict", fail)
             response = client.post("/classify", json={"texts": [MARKER, "another"]})
+            refusal = "the model's scores are not finite numbers"
+            monkeypatch.setattr("serving.predictor.Predictor.predict", raising(UserError(refusal)))
+            assert client.post("/classify", json={"texts": [MARKER]}).status_code == 500
             monkeypatch.undo()
             assert client.post("/classify", json={"texts": ["and on"]}).status_code == 200
+            assert client.get("/readyz").status_code == 200 and not ended
+            monkeypatch.setattr("serving.predictor.Predictor.predict", raising(RuntimeError(BROKEN)))
+            assert client.post("/classify", json={"texts": [MARKER]}).status_code == 500
+            assert client.get("/readyz").status_code == 503 and ended == ["ended"]
+            assert client.post("/classify", json={"texts": [MARKER]}).status_code == 503
     assert response.status_code == 500 and response.json()["error"]["code"] == "internal_error"
     assert MARKER not in response.text and MARKER not in json.dumps(lines())
-    [line] = [line for line in lines() if line["level"] == "error"]
-    assert line["error"] == "ValueError" and any(place.endswith(" fail") for place in line["raised"])
-    assert [line["status"] for line in lines() if line.get("route") == "/classify"] == [200, 500, 200]
+    first, second, third = (line for line in lines() if line["level"] == "error")
+    assert first["error"] == "ValueError" and any(place.endswith(" fail") for place in first["raised"])
+    assert "reason" not in first and (second["error"], second["reason"]) == ("UserError", refusal)
+    assert third["error"] == "RuntimeError" and BROKEN in str(service.failure)
+    assert [line["status"] for line in lines() if line.get("route") == "/classify"] == [200, 500, 500, 200, 500, 503]
+    assert any("a threshold chosen on validation" in line["message"] for line in lines() if line["event"] == "note")

@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from serving.http import classify, completions, health
 from serving.http.errors import ApiError, on_api_error, on_http_error, on_invalid_request
 from serving.http.middleware import Guard
-from serving.http.options import Settings
 from serving.http.service import Service
 
 
@@ -50,17 +49,18 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
-    add_limits(app.openapi(), service.settings)
+    add_limits(app.openapi(), service)
     return app
 
 
-def add_limits(description: dict[str, Any], settings: Settings) -> None:
+def add_limits(description: dict[str, Any], service: Service) -> None:
     """Say in an OpenAPI description, in place, what this service in particular takes.
 
     Args:
         description: FastAPI's own, which it makes once and keeps.
-        settings: have the limits.
+        service: has the limits.
     """
+    settings = service.settings
     fields = {name: schema.get("properties", {}) for name, schema in description["components"]["schemas"].items()}
     texts, chat = fields["ClassifyRequest"]["texts"], fields["ChatRequest"]
     texts["maxItems"] = chat["messages"]["maxItems"] = settings.max_texts
@@ -68,4 +68,4 @@ def add_limits(description: dict[str, Any], settings: Settings) -> None:
     texts["items"] |= {"maxLength": settings.max_characters, "pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$"}
     chat["model"]["enum"] = [settings.name]
     for name in ("max_tokens", "max_completion_tokens"):
-        chat[name]["anyOf"][0]["maximum"] = settings.max_new_tokens
+        chat[name]["anyOf"][0]["maximum"] = service.longest_answer

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from serving.common.chat import Outcome, Sampling, check_messages
-from serving.http.errors import ApiError, responses
+from serving.http.errors import ApiError, internal_error, responses
+from serving.http.logs import LOGGER
 from serving.http.middleware import while_connected
 from serving.http.schemas import STREAM, ChatAnswer, ChatRequest, ModelEntry, ModelList, ok
 from serving.http.service import Conversation, Service
@@ -87,6 +88,8 @@ class _Pending:
             loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
         [self._row] = service.put([Conversation(messages, sampling, emit, self._cancelled)])
+        # So it stays where the client leaves, or the service ends.
+        self._state.finish = "cancelled"
         self._row.add_done_callback(lambda _: self._pieces.put_nowait(None))
 
     async def next_piece(self, request: Request | None = None) -> str | None:
@@ -104,6 +107,7 @@ class _Pending:
                 piece = self._pieces.get()
                 found: str | None = await (while_connected(request.receive, piece) if request else piece)
         except TimeoutError:
+            self._state.finish = "timeout"
             self.cancel()
             raise self._service.late() from None
         except BaseException:
@@ -120,10 +124,12 @@ class _Pending:
         return outcome
 
     def _finish(self) -> None:
+        self._state.finish = "error"
         try:
             outcome = self.outcome
         except UserError as error:
             raise ApiError(400, str(error), "invalid_request", "messages") from None
+        self._state.finish = outcome.finish_reason
         self._state.tokens = outcome.prompt_tokens + outcome.answer_tokens
         self._service.metrics.count_answers(1, outcome.prompt_tokens, outcome.answer_tokens)
 
@@ -142,7 +148,7 @@ async def _whole(pending: _Pending, piece: str | None, head: dict[str, Any], req
     message = {"role": "assistant", "content": "".join(pieces)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": outcome.finish_reason}
     answer = head | {"object": "chat.completion", "choices": [choice], "usage": _usage(outcome)}
-    return answer | ({"shortened": True} if outcome.shortened else {})
+    return answer | _shortened(outcome)
 
 
 async def _events(pending: _Pending, piece: str | None, head: dict[str, Any], usage: bool) -> AsyncIterator[str]:
@@ -159,11 +165,16 @@ async def _events(pending: _Pending, piece: str | None, head: dict[str, Any], us
             yield chunk({"content": piece})
             piece = await pending.next_piece()
         outcome = pending.outcome
+        head |= _shortened(outcome)
         yield chunk({}, outcome.finish_reason)
         if usage:
             yield _event(head | {"choices": [], "usage": _usage(outcome)})
     except ApiError as error:
         yield _event({"error": error.detail.model_dump()})
+    except Exception:
+        # The status is sent already, and an end without a word could be taken for the answer's.
+        LOGGER.exception("a stream failed")
+        yield _event({"error": internal_error().detail.model_dump()})
     finally:
         pending.cancel()
     yield "data: [DONE]\n\n"
@@ -171,6 +182,10 @@ async def _events(pending: _Pending, piece: str | None, head: dict[str, Any], us
 
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
+
+
+def _shortened(outcome: Outcome) -> dict[str, bool]:
+    return {"shortened": True} if outcome.shortened else {}
 
 
 def _usage(outcome: Outcome) -> dict[str, int]:
@@ -214,7 +229,7 @@ def _sampling(service: Service, asked: ChatRequest) -> Sampling:
         raise ApiError(
             400, "max_tokens and max_completion_tokens differ. Leave one out.", "invalid_request", "max_tokens"
         )
-    most = service.settings.max_new_tokens
+    most = service.longest_answer
     limit = limits.pop() if limits else most
     assert limit is not None
     if limit > most:

@@ -58,6 +58,11 @@ class ApiError(Exception):
         return JSONResponse({"error": self.detail.model_dump()}, self.status, self.headers)
 
 
+def internal_error() -> ApiError:
+    """The error of whatever nobody foresaw."""
+    return ApiError(500, "The service failed; its log says where.", "internal_error")
+
+
 STATUSES = {
     400: "The request is not understood, or asks for what is not offered.",
     401: "The token is absent or wrong.",

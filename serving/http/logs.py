@@ -9,13 +9,16 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from stages.common.errors import UserError
+
 LOGGER = logging.getLogger("serving.api")
 
 
 class JsonLines(logging.Formatter):
     """A line for each record.
 
-    Of an error the type and the places in the code are said and not its message, which may hold a text.
+    Of an error the type and the places in the code are said and not its message, which may hold a text; but of a
+    UserError that as well, which never does.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -33,10 +36,11 @@ class JsonLines(logging.Formatter):
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An error's type and where it was raised, outermost first."""
+    """An error's type, its message where that may be said, and where it was raised, outermost first."""
     frames = traceback.extract_tb(error.__traceback__)
     return {
         "error": type(error).__name__,
+        **({"reason": str(error)} if isinstance(error, UserError) else {}),
         "raised": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.errors import ApiError
+from serving.http.errors import ApiError, internal_error
 from serving.http.logs import LOGGER, say
 from serving.http.metrics import Metrics
 from serving.http.options import Settings
@@ -60,7 +60,7 @@ class Guard:
             await fail(ApiError(503, "The service ends.", "shutting_down"))
         except Exception:
             LOGGER.exception("a request failed")
-            await fail(ApiError(500, "The service failed; its log says where.", "internal_error"))
+            await fail(internal_error())
         finally:
             seconds = time.monotonic() - start
             # Never the path itself: it is the client's.
@@ -75,6 +75,7 @@ class Guard:
                 rows=state.get("rows", 0),
                 tokens=state.get("tokens", 0),
                 milliseconds=round(seconds * 1000, 1),
+                **({"finish": state["finish"]} if "finish" in state else {}),
             )
 
     async def _handle(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:

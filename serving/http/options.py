@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serving.common.adapter import ADAPTER
+from serving.common.adapter import ADAPTER, Adapter
+from serving.common.listening import is_loopback
 from stages.common.errors import UserError
 
 TOKEN_VARIABLE = "API_TOKEN"
 LEAST_TOKEN_CHARACTERS = 16
 # By what the adapter answers with: texts are scored many at a time, answers are generated one after the other.
 QUEUE_OF_TEXTS, QUEUE_OF_ANSWERS = 512, 16
+BATCH_ROWS = 32
 EXAMPLES = f"""
 examples:
   python -m serving.api
@@ -38,12 +40,12 @@ class Settings:
         host: address to listen on.
         port: likewise; 0: any free one.
         token: what requests have to bring; None: nothing.
-        batch_rows: most texts in one call of the model.
+        batch_rows: most texts in one call of the model; None: BATCH_ROWS.
         queue: most texts (or answers, of a chat) that wait; None: by what the adapter answers with.
         max_texts: most texts, or messages, of one request.
         max_characters: longest text or message.
         max_body_bytes: longest request.
-        max_new_tokens: longest answer, where answers are texts.
+        max_new_tokens: longest answer, where answers are texts; None: see `answer_limit`.
         timeout_seconds: longest time for a request, waiting included.
         shutdown_seconds: longest time for what is under way when the service is told to end.
     """
@@ -54,14 +56,31 @@ class Settings:
     host: str
     port: int
     token: str | None = field(repr=False)
-    batch_rows: int
+    batch_rows: int | None
     queue: int | None
     max_texts: int
     max_characters: int
     max_body_bytes: int
-    max_new_tokens: int
+    max_new_tokens: int | None
     timeout_seconds: float
     shutdown_seconds: float
+
+    def check_kind(self, adapter: Adapter) -> None:
+        """Refuse options that mean nothing with this adapter's kind of task.
+
+        Raises:
+            UserError: names the option.
+        """
+        texts = adapter.answers_with_texts
+        of_the_other = (
+            {"--decision": self.decision, "--batch-rows": self.batch_rows}
+            if texts
+            else {"--max-new-tokens": self.max_new_tokens}
+        )
+        for name, value in of_the_other.items():
+            if value is not None:
+                answers = "texts, one at a time" if texts else "labels"
+                raise UserError(f"{name}: {adapter.folder} answers with {answers} ({adapter.kind}). Leave it out.")
 
     def queue_rows(self, answers_with_texts: bool) -> int:
         """Most that may wait.
@@ -101,7 +120,7 @@ def settings(description: str | None) -> Settings:
             "--model-name: take up to 64 letters, digits and . _ : - for it, since it is part of addresses."
         )
     token = _token()
-    if token is None and not options.allow_anonymous and not _is_loopback(options.host):
+    if token is None and not options.allow_anonymous and not is_loopback(options.host):
         raise UserError(
             f"--host: at {options.host} other machines reach the service, and anybody could use it. Set "
             f"{TOKEN_VARIABLE} in the environment, or say --allow-anonymous."
@@ -139,7 +158,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     add("--port", type=_port, default=8000, help="0: any free one (default 8000)")
     add("--allow-anonymous", action="store_true", help="listen on other addresses without a token")
-    add("--batch-rows", metavar="N", type=_count, default=32, help="most texts at a time (default 32)")
+    add("--batch-rows", metavar="N", type=_count, help=f"most texts to label at a time (default {BATCH_ROWS})")
     add(
         "--queue",
         metavar="N",
@@ -149,7 +168,12 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     add("--max-texts", metavar="N", type=_count, default=256, help="texts or messages of a request (default 256)")
     add("--max-characters", metavar="N", type=_count, default=20_000, help="of a text or message (default 20000)")
     add("--max-body-bytes", metavar="N", type=_count, default=2**20, help="of a request (default 1048576)")
-    add("--max-new-tokens", metavar="N", type=_count, default=256, help="of an answer that is a text (default 256)")
+    add(
+        "--max-new-tokens",
+        metavar="N",
+        type=_count,
+        help="of an answer that is a text (default: infer.max_new_tokens of params.yaml, or 256)",
+    )
     add("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="for a request (default 60)")
     add("--shutdown-timeout", metavar="SECONDS", type=_seconds, default=30.0, help="for what runs (default 30)")
     return parser
@@ -167,29 +191,22 @@ def _token() -> str | None:
     return token
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _count(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return number
+    with suppress(ValueError):
+        if int(value) >= 1:
+            return int(value)
+    raise argparse.ArgumentTypeError(f"{value!r} is no number of 1 or more")
 
 
 def _port(value: str) -> int:
-    number = int(value)
-    if number not in range(65_536):
-        raise argparse.ArgumentTypeError(f"{value} is not from 0 to 65535")
-    return number
+    with suppress(ValueError):
+        if int(value) in range(2**16):
+            return int(value)
+    raise argparse.ArgumentTypeError(f"{value!r} is no port from 0 to 65535")
 
 
 def _seconds(value: str) -> float:
-    number = float(value)
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{value} is no number of seconds above 0")
-    return number
+    with suppress(ValueError):
+        if 0 < float(value) < 1e9:
+            return float(value)
+    raise argparse.ArgumentTypeError(f"{value!r} is no number of seconds above 0")

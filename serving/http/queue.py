@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from stages.common.errors import UserError
+
 # How long an idle model waits for texts that come at about the same time.
 GATHER_SECONDS = 0.002
 # The weight of the last batch in the estimate of how long a row takes.
@@ -86,7 +88,11 @@ class WorkQueue:
         return [row.answer for row in rows]
 
     async def run(self) -> None:
-        """Answer rows until this task is cancelled."""
+        """Answer rows until this task is cancelled.
+
+        Raises:
+            UserError: the GPU failed, and nothing more can be computed in this process; all rows have its error.
+        """
         loop = asyncio.get_running_loop()
         while True:
             await self._filled.wait()
@@ -99,7 +105,13 @@ class WorkQueue:
             start = time.monotonic()
             contents = [row.content for row in batch]
             self.computing = True
-            answers = await loop.run_in_executor(self._thread, _answers_or_errors, self._compute, contents)
+            try:
+                answers = await loop.run_in_executor(self._thread, _answers_or_errors, self._compute, contents)
+            except Exception as error:
+                self.computing = False
+                for row in (*batch, *self._waiting):
+                    _settle(row.answer, _Failure(error))
+                raise _broken(error) from error
             self.computing = False
             seconds = (time.monotonic() - start) / len(batch)
             self._seconds_per_row += (seconds - self._seconds_per_row) * NEW_ESTIMATE
@@ -117,6 +129,19 @@ class WorkQueue:
         return batch
 
 
+def is_lasting(error: BaseException) -> bool:
+    """Whether it is an error of CUDA's that all later calls of this process would have as well."""
+    return "CUDA error" in str(error) and "out of memory" not in str(error)
+
+
+def _broken(error: Exception) -> UserError:
+    said = str(error).partition("\n")[0]
+    return UserError(
+        f"the GPU failed, and this process can compute nothing more on it ({said}). Start the service again; if it "
+        "soon fails again, the GPU or its driver is at fault (see nvidia-smi and the kernel's log)."
+    )
+
+
 class _Failure(NamedTuple):
     error: Exception
 
@@ -126,6 +151,8 @@ def _answers_or_errors(compute: Callable[[list[Any]], Sequence[Any]], contents: 
     try:
         return list(compute(contents))
     except BaseException as error:  # a panic in Rust code is no Exception
+        if is_lasting(error):
+            raise
         if len(contents) > 1:
             return [answer for content in contents for answer in _answers_or_errors(compute, [content])]
         return [_Failure(error if isinstance(error, Exception) else RuntimeError(type(error).__name__))]

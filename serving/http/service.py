@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.common.adapter import Adapter, answers_sha256
 from serving.common.chat import Outcome, Sampling, write_answer
+from serving.common.notes import answer_limit, notes
 from serving.http.errors import ApiError
 from serving.http.logs import say
 from serving.http.metrics import Metrics
 from serving.http.middleware import while_connected
-from serving.http.options import Settings
+from serving.http.options import BATCH_ROWS, Settings
 from serving.http.queue import QueueFullError, WorkQueue
 from stages.common.prompting.conversations import Message
 
@@ -38,6 +39,10 @@ class Service:
         version: a digest of all that decides an answer; empty while the model is loaded.
         failure: why the model could not be loaded, or is no longer run.
         loaded_at: seconds since 1970.
+        longest_answer: in tokens, where answers are texts.
+
+    Raises:
+        UserError: see `answer_limit`.
     """
 
     settings: Settings
@@ -47,8 +52,12 @@ class Service:
     version: str = ""
     failure: BaseException | None = None
     loaded_at: int = 0
+    longest_answer: int = field(init=False)
     _queue: WorkQueue | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.longest_answer = answer_limit(self.settings.max_new_tokens, self.adapter)
 
     async def start(self) -> None:
         """Begin to load the model; returns at once."""
@@ -68,8 +77,10 @@ class Service:
         """The queue.
 
         Raises:
-            ApiError: 503, the model is not loaded.
+            ApiError: 503, the model is not loaded, or no longer run.
         """
+        if self.failure is not None:
+            raise ApiError(503, "The model failed, and the service ends.", "shutting_down")
         if self._queue is None:
             raise ApiError(503, "The model is being loaded.", "not_ready", headers={"Retry-After": "1"})
         return self._queue
@@ -118,13 +129,15 @@ class Service:
 
     async def _load(self) -> WorkQueue:
         started, texts = time.monotonic(), self.adapter.answers_with_texts
+        for note in notes(self.adapter, self.longest_answer):
+            say("note", message=note)
         thread = ThreadPoolExecutor(1, "model")
         predictor, self.version = await asyncio.get_running_loop().run_in_executor(
-            thread, _load, self.settings, self.adapter
+            thread, _load, self.adapter, self.longest_answer
         )
         queue = WorkQueue(
             _generate(predictor) if texts else _score(predictor),
-            1 if texts else self.settings.batch_rows,
+            1 if texts else self.settings.batch_rows or BATCH_ROWS,
             self.settings.queue_rows(texts),
             self.metrics.count_batch,
             thread,
@@ -164,7 +177,7 @@ def _generate(predictor: Predictor) -> Callable[[list[Conversation]], list[Outco
     return lambda rows: [write_answer(predictor, *row) for row in rows]
 
 
-def _load(settings: Settings, adapter: Adapter) -> tuple[Predictor, str]:
+def _load(adapter: Adapter, limit: int) -> tuple[Predictor, str]:
     from transformers.utils import logging
 
     from serving.predictor import load
@@ -174,7 +187,7 @@ def _load(settings: Settings, adapter: Adapter) -> tuple[Predictor, str]:
     logging.disable_default_handler()
     logging.enable_propagation()
     with redirect_stderr(io.StringIO()) as printed:
-        predictor = load(adapter, settings.max_new_tokens)
+        predictor = load(adapter, limit)
     for line in printed.getvalue().splitlines():
         say("note", message=line)
     return predictor, version_of(adapter)
