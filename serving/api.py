@@ -7,36 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from types import FrameType
 
+from serving.common.listening import listen
 from serving.http.options import Settings, settings
-from stages.common.errors import UserError, run_stage
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections.
-
-    Raises:
-        UserError: the address is none of this machine's, or the port is taken.
-    """
-    try:
-        [family, kind, protocol, _, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise UserError(f"--host: {host!r} is no address ({error.strerror}). Give one, such as 127.0.0.1.") from None
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise UserError(
-            f"--host, --port: cannot listen at {host}, port {port} ({error.strerror}). End the program that does, or "
-            "name another port (0: any free one)."
-        ) from None
-    return listener
+from stages.common.errors import run_stage
 
 
 def serve(options: Settings) -> None:

@@ -47,13 +47,13 @@ def main() -> None:
     """Serve the page until somebody ends it."""
     options = arguments()
     require_packages()
-    from serving.batch.options import answer_limit
     from serving.common.adapter import ADAPTER, read_adapter
+    from serving.common.notes import answer_limit
     from serving.web.server import listen, make_app, private_folder, serve
 
     adapter = read_adapter(Path(options.adapter or ADAPTER), options.decision and Path(options.decision))
     # What the page's slider starts with.
-    limit = answer_limit(argparse.Namespace(max_new_tokens=None), adapter)
+    limit = answer_limit(None, adapter)
     password = os.environ.get("APP_PASSWORD") or None
     with listen(options.host, options.port) as listener, private_folder() as folder:
         from serving.web.loading import load_for_page

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from serving.batch.answering import Tally, answer, notes, tell
-from serving.batch.options import answer_limit, arguments, check_arguments, check_kind, encoding_name
+from serving.batch.answering import Tally, answer, tell
+from serving.batch.options import arguments, check_arguments, check_kind, encoding_name
 from stages.common.errors import UserError, run_stage
 
 if TYPE_CHECKING:
@@ -67,11 +67,12 @@ def run(options: argparse.Namespace, stdout: IO[bytes]) -> Tally:
     from serving.batch.output import open_output, write
     from serving.batch.rows import batches
     from serving.common.adapter import ADAPTER, read_adapter
+    from serving.common.notes import answer_limit, notes
     from stages.common.progress import progress
 
     adapter = read_adapter(Path(options.adapter or ADAPTER), options.decision and Path(options.decision))
     check_kind(options, adapter)
-    limit = answer_limit(options, adapter)
+    limit = answer_limit(options.max_new_tokens, adapter)
     found = batches(read_input(options, adapter.kind), ROWS_AT_ONCE, CHARACTERS_AT_ONCE)
     if options.file == "-" and sys.stdin.isatty():
         tell("reading from the terminal; Ctrl-D ends the input")

@@ -17,8 +17,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from serving import api
 from serving.common.adapter import ADAPTER, read_adapter
+from serving.common.listening import listen
 from serving.http.application import make_app
 from serving.http.options import settings
 from serving.http.service import Service, version_of
@@ -377,6 +377,7 @@ def test_several_labels_are_the_predictors_own(tmp_path: Path) -> None:
         (["--adapter", ""], None, "--adapter: is empty"),
         (["--host", "0.0.0.0"], None, "--host: at 0.0.0.0 other machines reach the service"),
         (["--host", "nowhere.invalid", "--allow-anonymous"], None, "--host: 'nowhere.invalid' is no address"),
+        (["--host", "a..b", "--allow-anonymous"], None, "--host: 'a..b' is no address"),
         (["--model-name", "a/b"], None, "--model-name: take up to 64 letters"),
         (["--queue", "10"], None, "--queue: 10 is less than the 256 texts"),
         ([], "short", "API_TOKEN in the environment: is no token"),
@@ -398,7 +399,7 @@ def test_a_taken_port_gives_one_message(place: Workplace, capsys: pytest.Capture
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert place.main("serving.api", "--port", str(port)) == 1
-    assert f"error: --host, --port: cannot listen at 127.0.0.1, port {port}" in capsys.readouterr().err
+    assert f"error: --port: another program listens on port {port} of 127.0.0.1" in capsys.readouterr().err
 
 
 def test_other_addresses_need_a_token_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,9 +425,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_service(place: Workplace, tmp_pa
 
 
 def test_an_address_is_free_again_at_once() -> None:
-    listener = api.listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)):
         listener.accept()[0].close()
     listener.close()
-    api.listen("127.0.0.1", port).close()
+    listen("127.0.0.1", port).close()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from stages.common.errors import UserError
 
 if TYPE_CHECKING:
     from serving.batch.rows import Row
-    from serving.common.adapter import Adapter
     from serving.predictor import Predictor
 
 MOST_PROBLEMS_LISTED = 10
@@ -67,22 +66,6 @@ def answer(
     contents = [row.content for row in batch if row.content is not None]
     answers = iter(load().predict(contents, advance) if contents else [])
     return [{"id": row.id, **({"error": row.problem} if row.content is None else next(answers))} for row in batch]
-
-
-def notes(adapter: Adapter, limit: int) -> Iterator[str]:
-    """What a user should know about how answers are made."""
-    from serving.common.adapter import DECISION, is_ours
-
-    if adapter.answers_with_texts:
-        yield f"answers have at most {limit:,} tokens (--max-new-tokens)"
-    elif adapter.rule is None:
-        found = (
-            "the likeliest label is" if adapter.kind == "classification" else "labels of probability 0.5 or more are"
-        )
-        fetch = f"`dvc pull {DECISION}` fetches it" if is_ours(adapter.folder) else "--decision names one"
-        yield f"{found} answered: a threshold chosen on validation would be in a decision.json; {fetch}"
-    elif adapter.rule["rule"] == "answer":
-        yield "the project's metrics are those of generated labels (infer.method: generate); here labels are scored"
 
 
 def tell(text: str) -> None:

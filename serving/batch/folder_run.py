@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.batch.answering import answer, notes, tell
+from serving.batch.answering import answer, tell
 from serving.batch.job import Job, Part, make_job, parts_of
 from serving.batch.leading import conclude, lead
 from serving.batch.manifest import MANIFEST, Entries, await_manifest, read_manifest
@@ -20,6 +20,7 @@ from serving.batch.piece import DamagedFileError
 from serving.batch.pieces import Reader
 from serving.batch.processes import Claims, Process, has_gpu, take_gpu, this_process
 from serving.batch.rows import batches
+from serving.common.notes import notes
 from stages.common.base import BASE_FOLDER
 from stages.common.errors import UserError, listing
 from stages.common.progress import progress

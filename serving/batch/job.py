@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from serving.batch.folder import InputFile, find_files
 from serving.batch.manifest import LAYOUT, Entries, adapter_sha256
-from serving.batch.options import ROWS_PER_PART, answer_limit, check_kind, encoding_name
+from serving.batch.options import ROWS_PER_PART, check_kind, encoding_name
 from serving.batch.piece import Piece
 from serving.batch.pieces import Survey, cut, survey
 from serving.batch.rows import Columns, Row, row_maker
 from serving.common.adapter import ADAPTER, Adapter, read_adapter
+from serving.common.notes import answer_limit
 from stages.common.errors import UserError
 
 MOST_NUMBERED = 1_000_000
@@ -76,7 +77,7 @@ def make_job(options: argparse.Namespace) -> tuple[Job, list[str]]:
         "text" if options.column is None else options.column, options.id_column, options.conversations, adapter.kind
     )
     needed, make = row_maker(columns)
-    limit, rows_per_part = answer_limit(options, adapter), options.rows_per_part or ROWS_PER_PART
+    limit, rows_per_part = answer_limit(options.max_new_tokens, adapter), options.rows_per_part or ROWS_PER_PART
     all_parquet = all(file.form == "parquet" for file in files)
     run = {
         "layout": LAYOUT,

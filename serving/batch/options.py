@@ -196,20 +196,3 @@ def check_kind(options: argparse.Namespace, adapter: Adapter) -> None:
             raise UserError(f"{name}: {adapter.folder} answers with labels ({adapter.kind}). Leave it out.")
     if options.decision is not None and adapter.answers_with_texts:
         raise UserError(f"--decision: {adapter.folder} answers with texts, which no threshold decides. Leave it out.")
-
-
-def answer_limit(options: argparse.Namespace, adapter: Adapter) -> int:
-    """The longest answer in tokens: as asked for, else as the pipeline's own predictions were made.
-
-    Raises:
-        UserError: params.yaml is there, but not usable.
-    """
-    from serving.common.adapter import is_ours
-    from serving.predictor import MAX_NEW_TOKENS
-    from stages.common.params import PARAMS_PATH, load_params
-
-    if options.max_new_tokens is not None:
-        return int(options.max_new_tokens)
-    if adapter.answers_with_texts and is_ours(adapter.folder) and PARAMS_PATH.is_file():
-        return load_params("infer").infer.max_new_tokens or MAX_NEW_TOKENS
-    return MAX_NEW_TOKENS

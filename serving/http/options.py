@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.common.adapter import ADAPTER
+from serving.common.listening import is_loopback
 from stages.common.errors import UserError
 
 TOKEN_VARIABLE = "API_TOKEN"
@@ -101,7 +101,7 @@ def settings(description: str | None) -> Settings:
             "--model-name: take up to 64 letters, digits and . _ : - for it, since it is part of addresses."
         )
     token = _token()
-    if token is None and not options.allow_anonymous and not _is_loopback(options.host):
+    if token is None and not options.allow_anonymous and not is_loopback(options.host):
         raise UserError(
             f"--host: at {options.host} other machines reach the service, and anybody could use it. Set "
             f"{TOKEN_VARIABLE} in the environment, or say --allow-anonymous."
@@ -165,13 +165,6 @@ def _token() -> str | None:
             "without blanks, as `openssl rand -hex 24` prints them, or unset it."
         )
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _count(value: str) -> int:
