@@ -84,11 +84,11 @@ def main() -> None:
     # What the page's slider starts with.
     limit = answer_limit(None, adapter)
     with listen(options.host, options.port) as listener, private_folder() as folder:
-        from serving.web.loading import load_for_page
-
         # A page of answers that are texts shows their longest itself.
         for note in () if adapter.answers_with_texts else notes(adapter, limit):
             print(f"app: {note}", file=sys.stderr, flush=True)
+        from serving.web.loading import load_for_page
+
         app = make_app(load_for_page(adapter, limit), folder, password)
         host, port = listener.getsockname()[:2]
         print(f"app: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
