@@ -136,7 +136,7 @@ def test_64_clients_at_once_each_get_their_own_answers(server: Server, known: Kn
     metrics = httpx.get(f"{server.url}/metrics", headers=HEADERS).text
     batches = float(re.findall(r"^batch_rows_count (.*)$", metrics, re.M)[0])
     rows = float(re.findall(r"^batch_rows_sum (.*)$", metrics, re.M)[0])
-    assert rows / batches > 4, "clients share the model's calls"
+    assert rows / batches > 2.5, "clients share the model's calls"
 
 
 def test_a_change_of_whatever_decides_changes_the_version(

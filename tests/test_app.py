@@ -11,19 +11,25 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from serving.predictor import load_predictor
+from serving.common.adapter import ADAPTER, read_adapter
+from serving.predictor import Predictor, load_predictor
 from serving.web import inputs
 from serving.web.answers import as_csv, neutral
+from serving.web.look import heading
 from stages.common.errors import UserError
 from tests.served import LABELS, make_served, turns
 from tests.workplace import Workplace
@@ -33,7 +39,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-KINDS = ("classification", "two labels", "multi_label", "question_answering", "chat")
+KINDS = ("classification", "multi_label", "chat")
 PASSWORD = "täglich 1 Apfel"
 MOST_MILLISECONDS = 30_000
 LONGEST = 8_192
@@ -55,15 +61,24 @@ class App(NamedTuple):
     def predict(self, contents: list[Any], **options: Any) -> list[dict[str, Any]]:
         """What its adapter answers in this process."""
         with self.place.entered():
-            return load_predictor(**options).predict(contents)
+            return _predictor(self.place.folder, **options).predict(contents)
 
     def base_answers(self, contents: list[Any]) -> list[dict[str, Any]]:
         """The same without the adapter, as `infer_base` has it, in at most 8 tokens."""
-        from stages.common.scoring.loading import load_fast_model
-
         with self.place.entered():
-            base = load_fast_model(None, 0, scores_labels=False)
-            return replace(load_predictor(max_new_tokens=8), model=base).predict(contents)
+            return _base_predictor(self.place.folder).predict(contents)
+
+
+@lru_cache
+def _predictor(folder: Path, **options: Any) -> Predictor:
+    return load_predictor(folder / ADAPTER, **options)
+
+
+@lru_cache
+def _base_predictor(folder: Path) -> Predictor:
+    from stages.common.scoring.loading import load_fast_model
+
+    return replace(_predictor(folder, max_new_tokens=8), model=load_fast_model(None, 0, scores_labels=False))
 
 
 # --- apps and browser -------------------------------------------------------------------------------------------------
@@ -75,12 +90,13 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, App]]:
     if CHROMIUM is None:
         pytest.skip("needs Debian's chromium: apt install chromium")
     root = tmp_path_factory.mktemp("app")
-    places = {kind: make_served(root / kind, "classification" if kind == "two labels" else kind) for kind in KINDS}
+    places = {kind: make_served(root / kind, kind) for kind in KINDS}
+    places["two labels"] = Workplace(shutil.copytree(root / "classification", root / "two labels", symlinks=True))
     _with_two_labels(places["two labels"])
     # So many take seconds, even this model.
     places["chat"].set("infer.max_new_tokens", LONGEST)
     started = {
-        kind: _start(place, root / f"{kind} temporary", APP_PASSWORD=PASSWORD if kind == "question_answering" else "")
+        kind: _start(place, root / f"{kind} temporary", **({"APP_PASSWORD": PASSWORD} if kind == "multi_label" else {}))
         for kind, place in places.items()
     }
     try:
@@ -291,7 +307,10 @@ def test_a_csv_file_is_answered_by_its_columns_page_by_page(apps: dict[str, App]
         assert len(rows_of(page)) == 25
         found = rows_of(page)
         expect(page.get_by_role("button", name="Previous page")).to_be_disabled()
-        page.get_by_role("button", name="Next page").click()
+        # Again and again until it is disabled, which takes a moment.
+        page.get_by_role("button", name="Next page").evaluate(
+            "async (button) => { for (; !button.disabled; await new Promise((f) => setTimeout(f, 5))) button.click(); }"
+        )
         expect(page.get_by_text("Page 2 of 2")).to_be_visible()
         expect(page.locator(".answers tbody tr")).to_have_count(5)
         found += rows_of(page)
@@ -315,17 +334,33 @@ def test_a_csv_file_is_answered_by_its_columns_page_by_page(apps: dict[str, App]
         assert row["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-6)
 
 
-# What is uploaded, whether the page complains at once or when it is to be classified, and of what.
-MISTAKES = [
-    (b"", "at once", "days.csv is empty. Its first row should name the columns."),
-    (b"text;key\nfine;1\n", "at once", "The cells of days.csv are separated by ; or tabs. Save it with commas."),
-    ("schön\nx\n".encode("cp1252"), "at once", "is not UTF-8 text. Save it as UTF-8 (in Excel: CSV UTF-8)."),
-    (b"text\n" + b"x" * (inputs.MOST_FILE_MIB * 2**20), "at once", "exceed the maximum allowed size of 10"),
-    (b"text\n" + b"a fine day\n" * 1500 + b"sch\xf6n\n", "later", "line 1,502 is not utf-8 text"),
-    (b"text\n", "later", "days.csv has no row below the one that names the columns."),
-    (b"text,text\na,b\n", "later", "has the column 'text' more than once. Rename one."),
-    (b"text\n" + b"fine\n" * (inputs.MOST_ROWS + 1), "later", "more than 2,000 rows, the most that this page answers"),
-]
+NOT_UTF8 = "is not UTF-8 text. Save it as UTF-8 (in Excel: CSV UTF-8)."
+# What a file holds, and what is said of it: when its columns are looked for, or else when it is read.
+MISTAKES = {
+    "columns": [
+        (b"", "days.csv is empty. Its first row should name the columns."),
+        (b"text;key\nfine;1\n", "The cells of days.csv are separated by ; or tabs. Save it with commas."),
+        ("schön\nx\n".encode("cp1252"), NOT_UTF8),
+        ("text\nx\n".encode("utf-16-le"), NOT_UTF8),
+    ],
+    "rows": [
+        (b"text\n" + b"a fine day\n" * 1500 + b"sch\xf6n\n", "line 1,502 is not utf-8 text"),
+        ("text\nx\n".encode("utf-16-le"), "as UTF-16 without a mark or a binary file does. Save it as UTF-8 (in Excel"),
+        (b"text\n", "days.csv has no row below the one that names the columns."),
+        (b"text,text\na,b\n", "has the column 'text' more than once. Rename one."),
+        (b"text\n" + b"fine\n" * (inputs.MOST_ROWS + 1), "more than 2,000 rows, the most that this page answers"),
+    ],
+}
+
+
+def test_mistakes_in_files_are_said_in_the_words_of_the_page(tmp_path: Path) -> None:
+    file = tmp_path / "days.csv"
+    for step, mistakes in MISTAKES.items():
+        for content, expected in mistakes:
+            file.write_bytes(content)
+            with pytest.raises(UserError) as error:
+                inputs.csv_columns(file) if step == "columns" else inputs.csv_rows(file, "text", None)
+            assert expected in str(error.value) and "--" not in str(error.value), error.value
 
 
 def test_what_cannot_be_answered_is_complained_of_in_the_page(apps: dict[str, App], browser: Browser) -> None:
@@ -335,14 +370,11 @@ def test_what_cannot_be_answered_is_complained_of_in_the_page(apps: dict[str, Ap
         page.get_by_role("tab", name="CSV file").click()
         page.get_by_role("button", name="Classify file").click()
         assert "There is no file yet: upload one." in message(page)
-        for content, when, expected in MISTAKES:
-            page.reload()
-            upload(page, "days.csv", content)
-            if when == "later":
-                expect(page.get_by_label("Column of the texts")).to_have_value("text")
-                page.get_by_role("button", name="Classify file").click()
-            found = message(page)
-            assert expected in found and "--" not in found, found
+        upload(page, "days.csv", b"text\n" + b"x" * (inputs.MOST_FILE_MIB * 2**20))
+        assert "exceed the maximum allowed size of 10" in message(page)
+        page.reload()
+        upload(page, "days.csv", MISTAKES["columns"][0][0])
+        assert MISTAKES["columns"][0][1] in message(page)
         page.reload()
         column = "<img src=x onerror=window.hit=1>"
         upload(page, "days.csv", f"{column},{column}\na,b\n".encode())
@@ -360,6 +392,7 @@ def test_the_threshold_between_two_labels_is_shown_used_and_moved(apps: dict[str
     assert threshold in scores
     with opened(browser, app) as page:
         expect(page.get_by_text(f"At first {threshold:.4g}, as evaluate chose it.")).to_be_visible()
+        expect(page.locator(".heading")).not_to_contain_text("decision.json")
         classify(page, "\n".join(TEXTS))
         assert [row["labels"] for row in rows_of(page)] == [[answer["label"]] for answer in expected]
         assert expected[scores.index(threshold)]["label"] == "good"
@@ -374,12 +407,18 @@ def test_the_threshold_between_two_labels_is_shown_used_and_moved(apps: dict[str
         assert {(row["threshold"], row["positive_label"], row["label"]) for row in file} == {("1.0", "good", "bad")}
 
 
-def test_the_thresholds_of_several_labels_are_shown_and_ctrl_c_ends_the_app(
+def test_after_a_login_thresholds_of_several_labels_are_shown_and_ctrl_c_ends_the_app(
     apps: dict[str, App], browser: Browser
 ) -> None:
     app = apps["multi_label"]
     expected = app.predict(TEXTS)
     with opened(browser, app) as page:
+        wrong = page.request.post(f"{app.address}/login", form={"username": "anybody", "password": "wrong"})
+        assert wrong.status == 400
+        page.get_by_label("username").fill("anybody")
+        page.get_by_label("password").fill(PASSWORD)
+        page.get_by_role("button", name="Login").click()
+        expect(page.locator(".heading")).to_contain_text("No decision.json says which thresholds were chosen")
         expect(page.locator(".thresholds td")).to_have_text([x for label in LABELS for x in (label, "0.5")])
         classify(page, "\n".join(TEXTS))
         found = rows_of(page)
@@ -393,6 +432,7 @@ def test_the_thresholds_of_several_labels_are_shown_and_ctrl_c_ends_the_app(
         app.process.send_signal(signal.SIGINT)
         assert app.process.wait(timeout=20) == 0
         assert app.process.stdout and app.process.stdout.read() == "app: ended\n"
+        assert app.process.stderr and "app: labels of probability 0.5 or more are answered" in app.process.stderr.read()
         assert list(app.temporary.glob("app-*")) == [], "what was uploaded and offered is gone"
         page.goto("about:blank")
 
@@ -462,6 +502,7 @@ def test_the_controls_of_a_chat_change_its_answers(apps: dict[str, App], browser
         # At 0.3 the likeliest of these tokens have 12 to 40 % of the probability: alone enough for the lower top-p.
         for temperature, top_p, differs in ((0.3, 1, True), (0.3, 0.05, False), (0, 1, False)):
             page.get_by_role("button", name="Clear").click()
+            expect(page.get_by_text("Nothing was asked yet.")).to_have_count(2)
             move(page, "Temperature", temperature)
             move(page, "Top-p", top_p)
             ask(page, question)
@@ -494,53 +535,114 @@ def test_an_answer_comes_in_pieces_and_can_be_stopped(apps: dict[str, App], brow
         assert [turn["role"] for turn in said(page, "tuned")] == ["user", "assistant"] * 2
 
 
-def test_questions_are_answered_each_by_itself_after_a_login(apps: dict[str, App], browser: Browser) -> None:
-    app = apps["question_answering"]
+def test_questions_are_answered_each_by_itself_and_who_leaves_keeps_nobody_waiting(tmp_path: Path) -> None:
+    import gradio as gr
+
+    from serving.web import chat_page, events
+    from serving.web.loading import load_for_page
+
+    app = App(make_served(tmp_path, "question_answering"), *[None] * 3)  # type: ignore[arg-type]
+    with app.place.entered(), gr.Blocks() as blocks:
+        predictor = load_for_page(read_adapter(ADAPTER), 8)
+        chat_page.build(predictor, blocks)
+    functions = {block.name: block.fn for block in blocks.fns.values()}
+    ask, answer, finish = (functions[name] for name in ("ask", "answer", "finish"))
+    request = gr.Request(session_hash="somebody")
+    conversations: dict[str, list[Any]] = {"tuned": [], "base": []}
     questions = ["the fine film", "of day 7"]
-    found = (app.predict(questions, max_new_tokens=8), app.base_answers(questions))
-    answers = [[row["answer"] for row in rows] for rows in found]
-    with opened(browser, app) as page:
-        wrong = page.request.post(f"{app.address}/login", form={"username": "anybody", "password": "wrong"})
-        assert wrong.status == 400
-        page.get_by_label("username").fill("anybody")
-        page.get_by_label("password").fill(PASSWORD)
-        page.get_by_role("button", name="Login").click()
-        page.get_by_label("Base model beside it").check()
+    for question, problem in ((" ", "There is no question yet"), ("x" * 20_001, "a question may have 20,000")):
+        with pytest.raises(gr.Error, match=problem):
+            ask(question, conversations, request)
+    with app.place.entered():
         for question in questions:
-            ask(page, question)
-        for side, (first, second) in zip(("tuned", "base"), answers, strict=True):
-            assert said(page, side) == turns(questions[0], first, questions[1], second)
-        page.get_by_role("button", name="Send").click()
-        assert "There is no question yet: write one." in message(page)
-        page.get_by_role("textbox", name="Question").fill("x" * 20_001)
-        page.get_by_role("button", name="Send").click()
-        assert "These are 20,001 characters; a question may have 20,000." in message(page)
-        expect(page.get_by_role("textbox", name="Question")).to_have_value("x" * 20_001)
+            conversations = ask(question, conversations, request)[1]
+            *_, (conversations, *_) = answer(conversations, True, 0, 1, 8, request)
+            finish(conversations, request)
+    for side, found in (("tuned", app.predict(questions, max_new_tokens=8)), ("base", app.base_answers(questions))):
+        expected = [turns(question, row["answer"]) for question, row in zip(questions, found, strict=True)]
+        assert conversations[side] == [turn for pair in expected for turn in pair]
+
+    computing, go_on = threading.Event(), threading.Event()
+
+    def stall(*_: object) -> None:
+        computing.set()
+        go_on.wait(10)
+
+    conversations = ask("the fine film", conversations, request)[1]
+    pieces = answer(conversations, False, 0, 1, LONGEST, request)
+    next(pieces)
+    predictor.model.get_input_embeddings().register_forward_hook(stall)
+    assert computing.wait(10)
+    # As Gradio does it in its event loop.
+    pieces.close()
+    assert events.model_lock.locked(), "closed while its token is computed"
+    go_on.set()
+    with events.model_lock:
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("generation")]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_of_the_command_line_get_one_message(tmp_path: Path) -> None:
-    place = make_served(tmp_path / "project", "classification")
-    without = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_module('serving.app', run_name='__main__')"
+def test_mistakes_of_the_command_line_get_one_message(
+    apps: dict[str, App], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def complaint(*arguments: str, kind: str = "classification", **environment: str) -> str:
+        assert apps[kind].place.main("serving.app", *arguments, **environment) == 1
+        output = capsys.readouterr()
+        assert output.out == "" and len(output.err.splitlines()) == 1
+        return output.err
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for command, expected in (
-            (["-m", "serving.app", "--adapter", "nothing"], "error: nothing: there is no adapter."),
-            (["-m", "serving.app", "--port", "70000"], "error: --port: 70000 is no port. Give one from 1 to 65535"),
-            (["-m", "serving.app", "--host", "192.0.2.1"], "error: --host, --port: nothing can listen on port 7860"),
-            (
-                ["-m", "serving.app", "--port", port],
-                f"error: --port: another program listens on port {port} of 127.0.0.1",
-            ),
-            (["-c", without], f"error: {sys.prefix} lacks gradio. `make serving` installs what this command needs."),
-        ):
-            result = subprocess.run(
-                [sys.executable, *command], cwd=place.folder, env=place.environment(), capture_output=True, text=True
-            )
-            assert (result.returncode, result.stdout) == (1, ""), result.stderr
-            assert result.stderr.startswith(expected) and len(result.stderr.splitlines()) == 1, result.stderr
+        assert f"error: --port: another program listens on port {port} of 127" in complaint("--port", port)
+    assert "error: nothing: there is no adapter." in complaint("--adapter", "nothing")
+    assert "error: --port: 70000 is no port. Give one from 1 to 65535" in complaint("--port", "70000")
+    for name in ("--adapter", "--decision", "--host"):
+        assert f"error: {name}: is empty. Give it a value, or leave it out." in complaint(name, "")
+    apps["chat"].place.write("text.json", json.dumps({"adapter": {"rule": "text"}}))
+    assert "error: --decision: models/adapter answers with t" in complaint("--decision", "text.json", kind="chat")
+    assert "error: APP_PASSWORD in the environment: is empty" in complaint(APP_PASSWORD="")
+    assert "error: --host: at 192.0.2.1 other machines reach the app" in complaint("--host", "192.0.2.1")
+    # An address of no machine's, so that nothing is served where the word is enough.
+    for word, environment in ((["--allow-anonymous"], {}), ([], {"APP_PASSWORD": PASSWORD})):
+        assert "nothing can listen on port 7860" in complaint("--host", "192.0.2.1", *word, **environment)
+    assert "error: --host: 'a..b' is no address" in complaint("--host", "a..b", "--allow-anonymous")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert f"error: {sys.prefix} lacks gradio. `make serving` installs what this command needs." in complaint()
+
+
+def test_sigterm_while_the_model_is_loaded_leaves_nothing_behind(apps: dict[str, App], tmp_path: Path) -> None:
+    process, temporary = _start(apps["classification"].place, tmp_path / "temporary")
+    while not list(temporary.glob("app-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.communicate(timeout=20)[0] == "" and process.returncode == 130
+    assert list(temporary.glob("app-*")) == []
+
+
+def test_what_is_too_long_is_refused_though_nobody_announced_its_length(apps: dict[str, App]) -> None:
+    address = f"{apps['classification'].address}/gradio_api/queue/join"
+    for mebibytes, status in ((40, 413), (1, 422)):
+        body = (b"x" * 2**20 for _ in range(mebibytes))
+        response = httpx.post(address, content=body, headers={"Content-Type": "application/json"})
+        assert (response.status_code, "content-security-policy" in response.headers) == (status, True)
+
+
+def test_what_another_visitors_event_deletes_first_is_no_mistake(tmp_path: Path) -> None:
+    from serving.web.classify_page import _offer
+
+    # Listed, and not there.
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert Path(_offer("id\n", tmp_path)).read_text(encoding="utf-8-sig") == "id\n"
+
+
+def test_two_labels_without_a_rule_are_remarked_on(apps: dict[str, App]) -> None:
+    with apps["two labels"].place.entered():
+        adapter = read_adapter(ADAPTER)
+        without = heading("Texts", adapter._replace(rule=None))
+        assert "No decision.json says which thresholds" in without and "decision.json" not in heading("Texts", adapter)
 
 
 def test_more_text_than_the_field_takes_is_refused() -> None:

@@ -7,6 +7,7 @@ import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.common.options import refuse_decision, refuse_empty
 from stages.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,9 +156,7 @@ def _check_folder_arguments(options: argparse.Namespace) -> None:
 def _refuse_empty(options: argparse.Namespace) -> None:
     # As of a shell's variable that is not set. An empty --text is a row, and what is said of that is said of it.
     of_paths = ("file", "folder", "output", "output_folder", "adapter", "decision")
-    for name in (*of_paths, "column", "id_column", "encoding"):
-        if getattr(options, name) == "":
-            raise UserError(f"--{name.replace('_', '-')}: is empty. Give it a value, or leave it out.")
+    refuse_empty(options, (*of_paths, "column", "id_column", "encoding"))
 
 
 def _exists(path: Path, option: str) -> bool:
@@ -199,5 +198,4 @@ def check_kind(options: argparse.Namespace, adapter: Adapter) -> None:
     for name, value in (("--max-new-tokens", options.max_new_tokens), ("--conversations", options.conversations)):
         if value is not None and not adapter.answers_with_texts:
             raise UserError(f"{name}: {adapter.folder} answers with labels ({adapter.kind}). Leave it out.")
-    if options.decision is not None and adapter.answers_with_texts:
-        raise UserError(f"--decision: {adapter.folder} answers with texts, which no threshold decides. Leave it out.")
+    refuse_decision(options, adapter)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serving.common.adapter import ADAPTER, Adapter
 from serving.common.listening import is_loopback
+from serving.common.options import refuse_empty
 from stages.common.errors import UserError
 
 TOKEN_VARIABLE = "API_TOKEN"
@@ -112,9 +113,7 @@ def settings(description: str | None) -> Settings:
         UserError: names the option or variable that cannot be.
     """
     options = _parser(description).parse_args()
-    for name in ("adapter", "decision", "host", "model_name"):
-        if getattr(options, name) == "":
-            raise UserError(f"--{name.replace('_', '-')}: is empty. Give it a value, or leave it out.")
+    refuse_empty(options, ("adapter", "decision", "host", "model_name"))
     if options.model_name is not None and not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", options.model_name):
         raise UserError(
             "--model-name: take up to 64 letters, digits and . _ : - for it, since it is part of addresses."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from html import escape
 from typing import Any
 
@@ -58,19 +58,20 @@ def build(predictor: Predictor, blocks: gr.Blocks) -> None:
             sampling = Sampling(temperature, top_p, int(tokens))
             for side in SIDES if both else ("tuned",):
                 start = shown = time.monotonic()
-                for piece in _pieces(predictor, conversations[side], sampling, cancelled, side):
-                    now = time.monotonic()
-                    if isinstance(piece, Outcome):
-                        remarks[side] = _remark(side, piece, now - start)
-                    else:
-                        # NUL is refused where a conversation goes on, and no page can show it.
-                        conversations[side][-1]["content"] += piece.replace("\0", "\ufffd")
-                        if now - shown < SECONDS_BETWEEN_UPDATES:
-                            continue
-                    if ending.is_set():
-                        cancelled.set()
-                    shown = now
-                    yield conversations, *_shown(conversations, "…"), "".join(remarks.values())
+                with _closed_apart(_pieces(predictor, conversations[side], sampling, cancelled, side)) as pieces:
+                    for piece in pieces:
+                        now = time.monotonic()
+                        if isinstance(piece, Outcome):
+                            remarks[side] = _remark(side, piece, now - start)
+                        else:
+                            # NUL is refused where a conversation goes on, and no page can show it.
+                            conversations[side][-1]["content"] += piece.replace("\0", "\ufffd")
+                            if now - shown < SECONDS_BETWEEN_UPDATES:
+                                continue
+                        if ending.is_set():
+                            cancelled.set()
+                        shown = now
+                        yield conversations, *_shown(conversations, "…"), "".join(remarks.values())
 
     def finish(conversations: Conversations, request: gr.Request) -> tuple[Any, ...]:
         stops.pop(request.session_hash, None)
@@ -154,9 +155,23 @@ def _sampling_inputs(max_new_tokens: int) -> tuple[gr.Slider, gr.Slider, gr.Slid
     return temperature, top_p, tokens
 
 
+@contextmanager
+def _closed_apart(pieces: Generator[str | Outcome, None, None]) -> Iterator[Generator[str | Outcome, None, None]]:
+    """An answer's pieces, closed in a thread of its own where somebody leaves before their end.
+
+    Gradio closes in its event loop what nobody listens to. Closing waits for the token being computed, and all visitors
+    would wait with it.
+    """
+    try:
+        yield pieces
+    except GeneratorExit:
+        threading.Thread(target=pieces.close).start()
+        raise
+
+
 def _pieces(
     predictor: Predictor, said: list[Message], sampling: Sampling, cancelled: threading.Event, side: str
-) -> Iterator[str | Outcome]:
+) -> Generator[str | Outcome, None, None]:
     """An answer's pieces, then what is known of it; one side's at a time, since both have the same model."""
     messages = said[-2:-1]
     if predictor.adapter.kind == "chat":

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,10 @@ def build(predictor: Predictor, folder: Path) -> None:
         download = gr.DownloadButton(value=_offer(as_csv(now, labels), folder), visible=True)
         return summary(now), table(now, threshold, page), *_pager(page, pages(now)), download
 
+    def turned(step: int, lines: list[Line], page: int) -> int:
+        # Before a click has disabled its button there may be another one.
+        return min(max(page + step, 0), pages(lines) - 1)
+
     lines, page = gr.State([], time_to_live=3600), gr.State(0)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
@@ -80,9 +86,7 @@ def build(predictor: Predictor, folder: Path) -> None:
         )
     position.change(show, what, results, trigger_mode="always_last", **LIGHT_EVENT)
     for button, step in ((back, -1), (forth, 1)):
-        button.click(lambda page, step=step: page + step, page, page, **LIGHT_EVENT).then(
-            show, what, results, **LIGHT_EVENT
-        )
+        button.click(partial(turned, step), [lines, page], page, **LIGHT_EVENT).then(show, what, results, **LIGHT_EVENT)
 
 
 def _text_inputs() -> tuple[gr.Textbox, gr.Checkbox, gr.Button]:
@@ -159,8 +163,10 @@ def _pager(page: int, count: int) -> tuple[Any, ...]:
 def _offer(content: str, folder: Path) -> str:
     """Write a file to be downloaded; what was offered before is deleted."""
     for old in folder.iterdir():
-        if time.time() - old.stat().st_mtime > SECONDS_TO_COPY:
-            shutil.rmtree(old, ignore_errors=True)
+        # Another visitor's event may be deleting it too.
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > SECONDS_TO_COPY:
+                shutil.rmtree(old, ignore_errors=True)
     path = Path(tempfile.mkdtemp(dir=folder)) / "answers.csv"
     # Without the mark Excel takes UTF-8 for another encoding.
     path.write_text(content, encoding="utf-8-sig", newline="")

@@ -15,8 +15,10 @@ MOST_ROWS = 2_000
 MOST_PASTED_CHARACTERS = 200_000
 MOST_FILE_MIB = 10
 # What messages say about the command line of `serving.predict`, and what to say here.
+_SAVE_IT = " Save it as UTF-8 (in Excel: CSV UTF-8)."
 _SAID_HERE = (
-    (r" Give with --encoding .*?, or save the file as UTF-8\.", " Save it as UTF-8 (in Excel: CSV UTF-8)."),
+    (r" Give with --encoding .*?, or save the file as UTF-8\.", _SAVE_IT),
+    (r" If it is UTF-16, give --encoding utf-16-le\.", _SAVE_IT),
     (r'Name others with --column \(.*?\) and --id-column\.', "Choose another column."),
     (r", or give --format tsv for tabs", ""),
     (r"--(id-)?column", "the column"),
@@ -51,9 +53,12 @@ def csv_columns(path: Path) -> list[str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next((cells for cells in csv.reader(file) if cells), [])
     except UnicodeError:
-        raise UserError(f"{path.name} is not UTF-8 text. Save it as UTF-8 (in Excel: CSV UTF-8).") from None
+        raise UserError(f"{path.name} is not UTF-8 text.{_SAVE_IT}") from None
     except csv.Error as error:
         raise UserError(f"{path.name} is not usable as CSV: its first row is broken ({error}).") from None
+    # UTF-16 without a mark, which can be read as UTF-8.
+    if "\0" in "".join(header):
+        raise UserError(f"{path.name} is not UTF-8 text.{_SAVE_IT}")
     if not header:
         raise UserError(f"{path.name} is empty. Its first row should name the columns.")
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):

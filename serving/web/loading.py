@@ -26,7 +26,7 @@ def load_for_page(adapter: Adapter, limit: int) -> Predictor:
         UserError: the base cannot be had or another one is pinned, or the adapter is damaged.
     """
     # A merged model has no adapter to switch off.
-    if not adapter.answers_with_texts or not (adapter.folder / "adapter_config.json").is_file():
+    if not adapter.answers_with_texts or adapter.merged:
         return load(adapter, limit)
     tokenizer = load_prompt_tokenizer(adapter.folder)
     note = pin_base(adapter.folder)

@@ -38,8 +38,10 @@ def heading(title: str, adapter: Adapter) -> str:
     base = adapter.folder / "base.json"
     # A merged model may come without.
     on = f" on {escape(_base_name(read_json(base)['source']))}" if base.is_file() else ""
+    has_thresholds = adapter.kind == "multi_label" or len(adapter.prompt_format.labels) == 2
+    chosen = "" if adapter.rule or not has_thresholds else " No decision.json says which thresholds were chosen for it."
     return (
-        f"<div class='heading'><h1>{escape(title)}</h1><p class='subdued'>{escape(str(adapter.folder))}{on}. "
+        f"<div class='heading'><h1>{escape(title)}</h1><p class='subdued'>{escape(str(adapter.folder))}{on}.{chosen} "
         "Everything is computed on this machine.</p></div>"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hmac
 import os
 import signal
@@ -15,7 +14,6 @@ from typing import Any
 
 from serving.predictor import Predictor
 from serving.web.inputs import MOST_FILE_MIB
-from stages.common.errors import UserError
 
 # Events that wait for the model, each somebody's click.
 MOST_WAITING = 16
@@ -35,38 +33,14 @@ HEADERS = [
 ]
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Take the address before anything is loaded.
-
-    Args:
-        host: an address or name of this machine.
-        port: 1 to 65535; 0: any that is free.
-
-    Raises:
-        UserError: another program has it, or nobody here can.
-    """
-    if port not in range(2**16):
-        raise UserError(f"--port: {port} is no port. Give one from 1 to 65535, or 0 for any that is free.")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"--port: another program listens on port {port} of {host}, maybe another app. End it or give another."
-            ) from None
-        raise UserError(
-            f"--host, --port: nothing can listen on port {port} of {host!r} ({error.strerror or error}). Give an "
-            "address of this machine, and a port from 1024 on."
-        ) from None
-
-
 @contextmanager
 def private_folder() -> Iterator[Path]:
     """A folder for what is uploaded and downloaded, gone with the server; and Gradio told to keep to itself.
 
     It has to be open before Gradio is imported.
     """
+    # So that a service manager ends the app as Ctrl-C does, the folder removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="app-") as name:
         os.environ |= {
             "GRADIO_TEMP_DIR": str(Path(name, "gradio")),
@@ -82,7 +56,7 @@ def make_app(predictor: Predictor, folder: Path, password: str | None) -> Any:
     """The whole application, an ASGI callable.
 
     Args:
-        predictor: of any adapter; of a chat or question answering one as `load_chat_predictor` gives it.
+        predictor: of any adapter; of a chat or question answering one as `load_for_page` gives it.
         folder: from `private_folder`.
         password: that a login asks for; None: no login.
     """
@@ -122,22 +96,40 @@ def make_app(predictor: Predictor, folder: Path, password: str | None) -> Any:
     return guarded(app)
 
 
+class TooLongError(Exception):
+    """More was sent than MOST_BODY_BYTES."""
+
+
 def guarded(app: Any) -> Any:
     """The application with a limit on what is sent to it and a policy that forbids its pages to load from elsewhere."""
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
+        # What was announced, or what came, since nobody has to announce anything.
+        announced, received = int(dict(scope.get("headers", [])).get(b"content-length", 0)), 0
+
+        async def receive_counted() -> Any:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MOST_BODY_BYTES:
+                raise TooLongError
+            return message
+
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *HEADERS]
+                # However the application takes the exception.
+                message["status"] = 413 if received > MOST_BODY_BYTES else message["status"]
             await send(message)
 
         if scope["type"] != "http":
             await app(scope, receive, send)
-        elif int(dict(scope["headers"]).get(b"content-length", 0)) > MOST_BODY_BYTES:
+        elif announced > MOST_BODY_BYTES:
             await send({"type": "http.response.start", "status": 413, "headers": []})
             await send({"type": "http.response.body", "body": b"too large"})
         else:
-            await app(scope, receive, send_with_policy)
+            with suppress(TooLongError):
+                await app(scope, receive_counted, send_with_policy)
 
     return call
 
@@ -146,8 +138,6 @@ def serve(app: Any, listener: socket.socket) -> None:
     """Serve until Ctrl-C or SIGTERM; what is being answered then has a moment to finish."""
     import uvicorn
 
-    # So that a service manager ends it as Ctrl-C does, folders cleaned up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=SECONDS_TO_FINISH, lifespan="on")
     )
