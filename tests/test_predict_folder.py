@@ -259,8 +259,9 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(place: Workplace) -> Non
     killed_at = []
     with starter(place) as start:
         _, code = start(*arguments, "whole")
+        began = time.monotonic()
         assert code() == 0
-        total = len(parts_in(place, "whole"))
+        seconds, total = time.monotonic() - began, len(parts_in(place, "whole"))
         for kill in range(KILLS):
             process, code = start(*arguments, "out")
             # Before its end is near: it must not get there by itself.
@@ -268,7 +269,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(place: Workplace) -> Non
             # The first one may come before there is anything.
             while kill and len(parts_in(place)) < wanted and psutil.pid_exists(process):
                 time.sleep(0.001)
-            time.sleep(generator.uniform(0, 0.01 if kill else 1))
+            time.sleep(generator.uniform(0, seconds / (total if kill else 4)))
             os.kill(process, signal.SIGKILL)
             assert code() == -signal.SIGKILL, "it was at work"
             killed_at.append(len(parts_in(place)))
