@@ -10,8 +10,6 @@ import argparse
 import asyncio
 import itertools
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +27,7 @@ from benchmarks import rate_text
 from serving.common.adapter import ADAPTER
 from serving.predictor import Predictor, load_predictor
 from stages.common.errors import UserError, run_stage
-from tests.api_server import Server
+from tests.api_server import Server, start_service
 
 # Two answers to the same text in different batches may differ by so much, and those to two texts have to differ by
 # more than three times as much, so that no answer can pass for another one.
@@ -142,18 +140,12 @@ def tell_apart(known: dict[str, dict[str, Any]], clients: int) -> dict[str, np.n
 @contextmanager
 def started_service(options: argparse.Namespace) -> Iterator[Server]:
     """The service as a user starts it, its model loaded."""
-    command = [sys.executable, "-m", "serving.api", "--port", "0", "--adapter", str(options.adapter)]
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen([*command, "--batch-rows", str(options.batch_rows)], stderr=stderr)
-        try:
-            server = Server(process, log)
-            server.wait_for("ready")
-            yield server
-        finally:
-            process.terminate()
-            process.wait()
+    arguments = ["--adapter", str(options.adapter), "--batch-rows", str(options.batch_rows)]
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
+        start_service(arguments, Path(folder) / "log") as server,
+    ):
+        yield server
 
 
 async def apply_load(url: str, known: dict[str, np.ndarray], options: argparse.Namespace) -> Load:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +41,27 @@ class Server:
         """Tell it to end; its exit code."""
         self.process.send_signal(number)
         return self.process.wait(60)
+
+
+@contextmanager
+def start_service(
+    arguments: Sequence[str], log: Path, folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """The service on a free port as a user starts it, its model loaded; it is ended when the block ends.
+
+    Args:
+        arguments: of the command.
+        log: the file for its stderr.
+        folder: where it runs; None: here.
+        environment: its own; None: this process's.
+    """
+    command = [sys.executable, "-m", "serving.api", "--port", "0", *arguments]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stderr=stderr)
+    try:
+        server = Server(process, log)
+        server.wait_for("ready")
+        yield server
+    finally:
+        process.kill()
+        process.wait()

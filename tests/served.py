@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.tables import table_metadata
-from tests.api_server import Server
+from tests.api_server import Server, start_service
 from tests.sharp import sharp_model
 from tests.workplace import REVIEWS, WORDS, Workplace, make_workplace
 
@@ -87,18 +87,8 @@ checks.positive_data_acceptance.enabled = false
 def serve(place: Workplace, *arguments: str, **environment: str) -> Iterator[Server]:
     """The service on a free port, its model loaded; it is ended when the block ends."""
     log = place.folder / f"{secrets.token_hex(4)}.log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving.api", "--port", "0", *arguments],
-            cwd=place.folder, env=place.environment(**environment), stderr=stderr,
-        )  # fmt: skip
-    try:
-        server = Server(process, log)
-        server.wait_for("ready")
+    with start_service(arguments, log, place.folder, place.environment(**environment)) as server:
         yield server
-    finally:
-        process.kill()
-        process.wait()
 
 
 def fuzz(server: Server, folder: Path, token: str | None, seconds: int, route: str) -> None:
