@@ -84,7 +84,7 @@ def test_a_chat_is_streamed_as_it_is_answered_whole(tmp_path: Path) -> None:
         "model": "adapter",
         "messages": [{"role": "user", "content": "the film was fine"}],
         "temperature": 0,
-        "max_tokens": 16,
+        "max_tokens": 8,
     }
     with serve(place, "--model-name", "adapter") as server, httpx.Client(base_url=server.url, timeout=60) as client:
         whole = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
