@@ -23,8 +23,11 @@ class Server:
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of its log, each of which has to be JSON."""
-        return [json.loads(line) for line in self._log.read_bytes().decode("ascii").splitlines(keepends=True)
-                if line.endswith("\n")]  # fmt: skip
+        text = self._log.read_bytes().decode("ascii")
+        try:
+            return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        except ValueError:
+            raise AssertionError(f"not JSON alone:\n{text}") from None
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """The first line of its log about an event."""

@@ -15,17 +15,19 @@ from stages.common.errors import UserError, listing
 from stages.common.model import compute_dtype, machine_device
 
 
-def load_merged(folder: Path) -> PreTrainedModel:
+def load_merged(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model on this machine's device, in evaluation mode.
 
-    In the precision that it is saved in where the hardware multiplies that fast, else in float32, which holds both
-    bfloat16 and float16 exactly.
+    Args:
+        folder: what `python -m serving.merge` wrote.
+        dtype: what it computes in. None: the precision that it is saved in where the hardware multiplies that fast,
+            else float32, which holds both bfloat16 and float16 exactly.
 
     Raises:
         UserError: the folder's weights are absent, incomplete or damaged.
     """
     device = machine_device()
-    dtype = compute_dtype(device)
+    dtype = dtype or compute_dtype(device)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),

@@ -23,7 +23,7 @@ def merge_adapter(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The base model with the adapter's product added to its weights.
 
     PEFT's own merging into 4-bit layers would quantise the sum again, which is another model. Here each layer's sum is
-    made in float32 and rounded once, whatever the machine computes in.
+    made in float32 and rounded once, so that the result is the same on every machine.
 
     Args:
         folder: the adapter.
@@ -35,7 +35,7 @@ def merge_adapter(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: the adapter or its base cannot be had, or the adapter cannot be merged without changing what it does.
     """
-    base = load_base()
+    base = load_base(torch.float32)
     dequantize_base(base)
     model = add_adapter(base, folder)
     _check_mergeable(model, folder)

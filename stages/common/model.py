@@ -34,8 +34,11 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_base() -> PreTrainedModel:
+def load_base(dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The base model with its linear layers in NF4 with double quantisation (Dettmers et al. 2023, QLoRA).
+
+    Args:
+        dtype: what it computes in; None: `compute_dtype`.
 
     Returns:
         A causal language model in evaluation mode on this machine's device.
@@ -46,7 +49,7 @@ def load_base() -> PreTrainedModel:
     """
     folder = ensure_base()
     device = machine_device()
-    dtype = compute_dtype(device)
+    dtype = dtype or compute_dtype(device)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -84,16 +87,20 @@ def load_base() -> PreTrainedModel:
     return model.eval()
 
 
-def load_model(adapter: Path | None) -> PreTrainedModel | PeftModel:
+def load_model(adapter: Path | None, dtype: torch.dtype | None = None) -> PreTrainedModel | PeftModel:
     """The base model, with the adapter in the folder `adapter` on top unless that is None.
+
+    Args:
+        adapter: as PEFT saves it.
+        dtype: as of `load_base`.
 
     Raises:
         UserError: there is no adapter, it is damaged or of another base, or the base cannot be had; see `load_base`.
     """
     if adapter is None:
-        return load_base()
+        return load_base(dtype)
     check_adapter(adapter)
-    return add_adapter(load_base(), adapter)
+    return add_adapter(load_base(dtype), adapter)
 
 
 def check_adapter(adapter: Path) -> None:
