@@ -76,7 +76,7 @@ def micro_batches(
     if "MICRO_BATCH_SIZE" in os.environ:
         wanted = os.environ["MICRO_BATCH_SIZE"]
         if wanted not in map(str, divisors):
-            shared = f", shared by {processes} processes," if processes > 1 else ""
+            shared = f", which {processes} processes share" if processes > 1 else ""
             raise UserError(
                 f"MICRO_BATCH_SIZE={wanted} in the environment must divide finetune.global_batch_size "
                 f"{global_batch_size}{shared}: one of {divisors}"

@@ -1,0 +1,207 @@
+"""Stages in two processes on the CPU: the same numbers as in one, and one end for both."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from tests.launched import ADAPTER, finish, losses, ranks_of, start, start_limited, wait_for_checkpoint
+from tests.workplace import ENVIRONMENT, Workplace, make_workplace
+
+TWO = ENVIRONMENT | {"NUM_PROCESSES": "2"}
+# Sums of float32 in another order.
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A project up to its splits; of its 96 rows, steps of 20 leave a last one of 16."""
+    place = make_workplace(tmp_path_factory.mktemp("processes") / "project")
+    place.set("base_model.path", str(place.folder / "base"))
+    place.set("finetune.lora.r", 4)
+    place.set("finetune.global_batch_size", 20)
+    place.set("finetune.max_steps", 10)
+    place.set("finetune.evaluate_every_steps", 4)
+    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
+        assert place.main(stage) == 0
+    return place
+
+
+def copy_of(place: Workplace, folder: Path, **finetune: Any) -> Workplace:
+    shutil.copytree(place.folder, folder)
+    copy = Workplace(folder)
+    for name, value in finetune.items():
+        copy.set(f"finetune.{name}", value)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Workplace) -> dict[str, tuple[Workplace, str]]:
+    """Trained in one process, in two, and in two of which the second has memory for 5 rows at a time."""
+    places = {name: copy_of(prepared, prepared.folder.with_name(name)) for name in ("one", "two", "limited")}
+    two = start(places["two"], "stages.finetune", **TWO)
+    said = {"one": "", "two": finish(two), "limited": finish(start_limited(places["limited"], 5, **TWO))}
+    assert places["one"].main("stages.finetune") == 0
+    return {name: (places[name], said[name]) for name in places}
+
+
+def files(place: Workplace) -> dict[str, bytes]:
+    folder = place.folder / ADAPTER
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def difference(first: Workplace, second: Workplace) -> float:
+    """Between weights of two adapters, at most."""
+    one, other = (load_file(place.folder / ADAPTER / "adapter_model.safetensors") for place in (first, second))
+    assert one.keys() == other.keys()
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+def test_two_processes_train_to_the_losses_and_weights_of_one(trained: dict[str, tuple[Workplace, str]]) -> None:
+    (one, _), (two, said) = trained["one"], trained["two"]
+    assert said.count("10 rows x 1 a step on 2 processes, from the start") == 1
+    assert losses(two) == pytest.approx(losses(one), abs=CLOSE)
+    # Every 5 steps and at the first one; validation at steps 4, 8 and 10.
+    assert len(losses(two)) == 3 + 3
+    assert difference(one, two) < CLOSE
+
+
+def test_rank_0_alone_writes(trained: dict[str, tuple[Workplace, str]]) -> None:
+    (one, _), (two, said) = trained["one"], trained["two"]
+    assert files(two).keys() == files(one).keys()
+    changed = {name for name, content in files(two).items() if content != files(one)[name]}
+    assert changed <= {"adapter_model.safetensors", "provenance.json", "README.md"} | {
+        name for name in changed if name.startswith("training_log/")
+    }
+    assert len(re.findall(r"^finetune: \d+ steps, best", said, flags=re.MULTILINE)) == 1
+    assert not list((two.folder / "checkpoints").glob("*/checkpoint-*"))
+
+
+def test_memory_that_runs_out_on_one_process_makes_the_micro_batch_smaller_on_both(
+    trained: dict[str, tuple[Workplace, str]],
+) -> None:
+    (two, _), (limited, said) = trained["two"], trained["limited"]
+    assert re.findall(r"(\d+) rows x (\d+) a step on 2 processes, from the start", said) == [("10", "1"), ("5", "2")]
+    assert losses(limited) == pytest.approx(losses(two), abs=CLOSE)
+    assert difference(two, limited) < CLOSE
+
+
+def test_two_processes_predict_what_one_predicts(trained: dict[str, tuple[Workplace, str]], tmp_path: Path) -> None:
+    one = trained["one"][0]
+    two = copy_of(one, tmp_path / "two")
+    process = start(two, "stages.infer", **TWO)
+    assert one.main("stages.infer") == 0
+    finish(process)
+    for part in ("validation", "test"):
+        tables = [pq.read_table(place.folder / f"data/predictions/adapter/{part}.parquet") for place in (one, two)]
+        assert tables[0].schema == tables[1].schema
+        for name in tables[0].column_names:
+            found, expected = tables[1][name], tables[0][name]
+            if name.startswith("probability."):
+                np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), atol=1e-6)
+            else:
+                assert found.equals(expected)
+
+
+def test_killed_processes_leave_none_behind_and_the_next_run_ends_in_the_very_same_adapter(
+    prepared: Workplace, tmp_path: Path
+) -> None:
+    # Dropout, so that each process's random state has to be restored.
+    settings: dict[str, Any] = {"max_steps": 60, "evaluate_every_steps": 5}
+    whole, killed = (copy_of(prepared, tmp_path / name, **settings) for name in ("whole", "killed"))
+    for place in (whole, killed):
+        place.set("finetune.lora.dropout", 0.2)
+    uninterrupted = start(whole, "stages.finetune", **TWO)
+
+    process = start(killed, "stages.finetune", **TWO)
+    wait_for_checkpoint(killed, process)
+    ranks = ranks_of(process.pid)
+    process.kill()
+    assert len(ranks) == 2
+    wait_until_gone(ranks)
+    process.communicate()
+    assert not (killed.folder / ADAPTER).exists()
+
+    process = start(killed, "stages.finetune", **TWO)
+    assert process.stdout is not None
+    while "from checkpoint-" not in process.stdout.readline():
+        assert process.poll() is None
+    ranks = ranks_of(process.pid)
+    os.kill(ranks[1], signal.SIGKILL)
+    said = finish(process, code=1)
+    assert "error: process 2 of 2 was killed by signal 9 (SIGKILL), and the others were ended." in said
+    assert "Traceback" not in said
+    wait_until_gone(ranks)
+    assert not (killed.folder / ADAPTER).exists()
+
+    said = finish(start(killed, "stages.finetune", **TWO))
+    assert "on 2 processes, from checkpoint-" in said
+    finish(uninterrupted)
+    assert files(killed) == files(whole)
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "they live on"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        # What has ended and was adopted by a process that does not ask for it is no longer alive.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_request_to_stop_reaches_all_processes(prepared: Workplace, tmp_path: Path) -> None:
+    place = copy_of(prepared, tmp_path / "project", max_steps=4000)
+    process = start(place, "stages.finetune", **TWO)
+    wait_for_checkpoint(place, process)
+    ranks = ranks_of(process.pid)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, said
+    wait_until_gone(ranks)
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [
+        ("0", "error: NUM_PROCESSES=0 in the environment must be a whole number from 1, as 2"),
+        ("two", "error: NUM_PROCESSES=two in the environment must be a whole number from 1, as 2"),
+        ("3", "error: 3 processes, one for each GPU, cannot share the 20 rows of a step evenly. Set NUM_PROCESSES in"),
+    ],
+)
+def test_a_number_of_processes_that_cannot_be_is_refused_in_one_message(
+    prepared: Workplace, tmp_path: Path, processes: str, message: str
+) -> None:
+    place = copy_of(prepared, tmp_path / "project")
+    said = finish(start(place, "stages.finetune", **ENVIRONMENT, NUM_PROCESSES=processes), code=1)
+    assert said.count("error: ") == 1
+    assert message in said
+    assert "Traceback" not in said
+
+
+# --- several machines -------------------------------------------------------------------------------------------------
+
+
+def join(place: Workplace, address: str, port: int) -> subprocess.Popen[str]:
+    """`torchrun` of one of two machines, which meet at 127.0.0.1, each with one process."""
+    return start(
+        place, "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", address,
+        "--module", "stages.finetune", **ENVIRONMENT,
+    )  # fmt: skip
