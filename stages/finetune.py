@@ -15,7 +15,7 @@ from datasets import Dataset
 from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
 from stages.common.errors import UserError, run_stage
 from stages.common.model import compute_dtype, machine_device
-from stages.common.params import load_params
+from stages.common.params import Params, load_params
 from stages.common.processes import (
     from_leader,
     joined_processes,
@@ -38,7 +38,7 @@ from stages.common.training.checkpoints import (
     locked_run,
 )
 from stages.common.training.rows import longest_row, read_rows
-from stages.common.training.trainer import LOG_FOLDER, make_trainer, micro_batches
+from stages.common.training.trainer import LOG_FOLDER, check_shares, make_trainer, micro_batches
 
 PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
 CODE_DIGEST = Path("data/code/finetune.sha256")
@@ -57,7 +57,7 @@ def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLos
         A trainer whose model is the one with the best loss on validation.
 
     Raises:
-        UserError: the processes cannot share a step, even one row at a time does not fit, or the loss is no number.
+        UserError: even one row at a time does not fit, or the loss is no number.
     """
     device, processes = machine_device(), process_count()
     longest_tokens = longest_row(rows.values())
@@ -134,17 +134,19 @@ def save_adapter(trainer: AnswerLossTrainer, provenance: dict[str, Any], summary
 
 def main() -> None:
     """Train, or continue an interrupted training, and write models/adapter/; one process for each GPU."""
+    params = load_params("finetune", "task")
     processes = processes_to_start()
     if processes is not None:
+        check_shares(params.finetune.global_batch_size, processes)
         run_processes(processes, "stages.finetune")
         return
     with joined_processes():
-        run()
+        check_shares(params.finetune.global_batch_size, process_count())
+        run(params)
 
 
-def run() -> None:
+def run(params: Params) -> None:
     """What each process does; rank 0 alone holds the run and writes."""
-    params = load_params("finetune", "task")
     values = params.model_dump()
     key = fingerprint([*PARTS.values(), BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions()})
     started = time.monotonic()

@@ -18,7 +18,7 @@ OUT_OF_MEMORY = """
 import os, sys, torch
 from stages import finetune
 from stages.common.errors import run_stage
-from stages.common.processes import joined_processes, process_index, processes_to_start, run_processes
+from stages.common.processes import process_index
 from stages.common.training.answer_loss import AnswerLossTrainer
 whole = AnswerLossTrainer.compute_loss
 def limited(self, model, inputs, *more, **named):
@@ -26,14 +26,7 @@ def limited(self, model, inputs, *more, **named):
         raise torch.OutOfMemoryError
     return whole(self, model, inputs, *more, **named)
 AnswerLossTrainer.compute_loss = limited
-def main():
-    processes = processes_to_start()
-    if processes is not None:
-        return run_processes(processes, 'limited')
-    with joined_processes():
-        finetune.run()
-if __name__ == '__main__':
-    run_stage(main)
+run_stage(finetune.main)
 """
 
 
@@ -50,11 +43,20 @@ def start(place: Workplace, *command: str, **more: str) -> subprocess.Popen[str]
     )  # fmt: skip
 
 
+def start_two(place: Workplace, module: str = "stages.finetune", **more: str) -> subprocess.Popen[str]:
+    """A stage in two processes, as it starts itself, but for what it imports before that: seconds of a test's time."""
+    (place.folder / "two.py").write_text(
+        "from stages.common.errors import run_stage\n"
+        "from stages.common.processes import run_processes\n"
+        f"run_stage(lambda: run_processes(2, {module!r}))\n"
+    )
+    return start(place, "two", **({"PYTHONPATH": f"{ROOT}{os.pathsep}{place.folder}"} | more))
+
+
 def start_limited(place: Workplace, most_rows: int, **more: str) -> subprocess.Popen[str]:
     """The stage `finetune`, where process 2 has no memory for more than so many rows at a time."""
     (place.folder / "limited.py").write_text(OUT_OF_MEMORY)
-    path = f"{ROOT}{os.pathsep}{place.folder}"
-    return start(place, "limited", **more, PYTHONPATH=path, MOST_ROWS=str(most_rows))
+    return start_two(place, "limited", **more, MOST_ROWS=str(most_rows))
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

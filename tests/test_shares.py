@@ -18,7 +18,7 @@ from stages.common.errors import UserError
 from stages.common.training.collating import IGNORED, collate, collate_packed
 from stages.common.training.rows import row_lengths
 from stages.common.training.shares import EvaluationShares, StepShares, deal
-from stages.common.training.trainer import MicroBatch, micro_batches
+from stages.common.training.trainer import MicroBatch, check_shares, micro_batches
 
 SEED = 7
 GENERATOR = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def test_the_global_batch_is_shared_by_the_processes(monkeypatch: pytest.MonkeyP
     for micro in micro_batches(64, 100, "cuda", processes=4):
         assert micro.rows * micro.accumulation * 4 == 64
     with pytest.raises(UserError, match=r"3 processes.* cannot share the 64 rows .* one of \[1, 2, 4, 8, 16, 32, 64\]"):
-        micro_batches(64, 100, "cuda", processes=3)
+        check_shares(64, 3)
     monkeypatch.setenv("MICRO_BATCH_SIZE", "64")
     with pytest.raises(UserError, match=r"64, which 4 processes share: one of \[16, 8, 4, 2, 1\]"):
         micro_batches(64, 100, "cuda", processes=4)

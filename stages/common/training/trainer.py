@@ -58,19 +58,12 @@ def micro_batches(
         global_batch_size: rows of an optimizer step.
         longest_tokens: of the longest row.
         device_type: "cpu" or "cuda".
-        processes: that share a step.
+        processes: that share a step evenly, see `check_shares`.
 
     Raises:
-        UserError: the processes cannot share the global batch size evenly, MICRO_BATCH_SIZE in the environment is no
-            divisor of a share, or LOW_MEMORY is neither 0 nor 1.
+        UserError: MICRO_BATCH_SIZE in the environment is no divisor of a process's share, or LOW_MEMORY is neither 0
+            nor 1.
     """
-    if global_batch_size % processes:
-        allowed = [count for count in range(1, global_batch_size + 1) if global_batch_size % count == 0]
-        raise UserError(
-            f"{processes} processes, one for each GPU, cannot share the {global_batch_size} rows of a step evenly. Set "
-            f"NUM_PROCESSES in the environment to one of {allowed}, or make finetune.global_batch_size a multiple of "
-            f"{processes}; that changes the result."
-        )
     share = global_batch_size // processes
     divisors = [rows for rows in range(share, 0, -1) if share % rows == 0]
     if "MICRO_BATCH_SIZE" in os.environ:
@@ -90,6 +83,21 @@ def micro_batches(
         return [MicroBatch(rows, share // rows, recompute_activations=True) for rows in fitting]
     plain = [MicroBatch(rows, share // rows, recompute_activations=False) for rows in fitting]
     return [*plain, MicroBatch(1, share, recompute_activations=True)]
+
+
+def check_shares(global_batch_size: int, processes: int) -> None:
+    """Refuse a number of processes that cannot share a step's rows evenly.
+
+    Raises:
+        UserError: it does not divide the global batch size.
+    """
+    if global_batch_size % processes:
+        allowed = [count for count in range(1, global_batch_size + 1) if global_batch_size % count == 0]
+        raise UserError(
+            f"{processes} processes, one for each GPU, cannot share the {global_batch_size} rows of a step evenly. Set "
+            f"NUM_PROCESSES in the environment to one of {allowed}, or make finetune.global_batch_size a multiple of "
+            f"{processes}; that changes the result."
+        )
 
 
 def lora_config(params: Finetune) -> LoraConfig:
