@@ -47,13 +47,18 @@ def copy_of(place: Workplace, folder: Path, **finetune: Any) -> Workplace:
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Workplace) -> dict[str, tuple[Workplace, str]]:
-    """Trained in one process, in two, and in two of which the second has memory for 5 rows at a time."""
-    places = {name: copy_of(prepared, prepared.folder.with_name(name)) for name in ("one", "two", "limited")}
-    two = start(places["two"], "stages.finetune", **ENVIRONMENT, NUM_PROCESSES="2")
-    said = {"one": "", "two": finish(two), "limited": finish(start_limited(places["limited"], 5, **ENVIRONMENT))}
-    assert places["one"].main("stages.finetune") == 0
-    return {name: (places[name], said[name]) for name in places}
+def one(prepared: Workplace) -> Workplace:
+    """Trained in one process."""
+    place = copy_of(prepared, prepared.folder.with_name("one"))
+    assert place.main("stages.finetune") == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def two(prepared: Workplace) -> tuple[Workplace, str]:
+    """Trained in two, and what that said."""
+    place = copy_of(prepared, prepared.folder.with_name("two"))
+    return place, finish(start(place, "stages.finetune", **ENVIRONMENT, NUM_PROCESSES="2"))
 
 
 def files(place: Workplace) -> dict[str, bytes]:
@@ -68,37 +73,38 @@ def difference(first: Workplace, second: Workplace) -> float:
     return max(float(np.abs(one[name] - other[name]).max()) for name in one)
 
 
-def test_two_processes_train_to_the_losses_and_weights_of_one(trained: dict[str, tuple[Workplace, str]]) -> None:
-    (one, _), (two, said) = trained["one"], trained["two"]
+def test_two_processes_train_to_the_losses_and_weights_of_one(one: Workplace, two: tuple[Workplace, str]) -> None:
+    place, said = two
     assert said.count("10 rows x 1 a step on 2 processes, from the start") == 1
-    assert losses(two) == pytest.approx(losses(one), abs=CLOSE)
+    assert losses(place) == pytest.approx(losses(one), abs=CLOSE)
     # Every 5 steps and at the first one; validation at steps 4, 8 and 10.
-    assert len(losses(two)) == 3 + 3
-    assert difference(one, two) < CLOSE
+    assert len(losses(place)) == 3 + 3
+    assert difference(one, place) < CLOSE
 
 
-def test_rank_0_alone_writes(trained: dict[str, tuple[Workplace, str]]) -> None:
-    (one, _), (two, said) = trained["one"], trained["two"]
-    assert files(two).keys() == files(one).keys()
-    changed = {name for name, content in files(two).items() if content != files(one)[name]}
+def test_rank_0_alone_writes(one: Workplace, two: tuple[Workplace, str]) -> None:
+    place, said = two
+    assert files(place).keys() == files(one).keys()
+    changed = {name for name, content in files(place).items() if content != files(one)[name]}
     assert changed <= {"adapter_model.safetensors", "provenance.json", "README.md"} | {
         name for name in changed if name.startswith("training_log/")
     }
     assert len(re.findall(r"^finetune: \d+ steps, best", said, flags=re.MULTILINE)) == 1
-    assert not list((two.folder / "checkpoints").glob("*/checkpoint-*"))
+    assert not list((place.folder / "checkpoints").glob("*/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_on_one_process_makes_the_micro_batch_smaller_on_both(
-    trained: dict[str, tuple[Workplace, str]],
+    prepared: Workplace, one: Workplace, tmp_path: Path
 ) -> None:
-    (two, _), (limited, said) = trained["two"], trained["limited"]
+    limited = copy_of(prepared, tmp_path / "project")
+    said = finish(start_limited(limited, 5, **ENVIRONMENT))
     assert re.findall(r"(\d+) rows x (\d+) a step on 2 processes, from the start", said) == [("10", "1"), ("5", "2")]
-    assert losses(limited) == pytest.approx(losses(two), abs=CLOSE)
-    assert difference(two, limited) < CLOSE
+    assert losses(limited) == pytest.approx(losses(one), abs=CLOSE)
+    assert difference(one, limited) < CLOSE
 
 
-def test_two_processes_predict_what_one_predicts(trained: dict[str, tuple[Workplace, str]], tmp_path: Path) -> None:
-    one = trained["one"][0]
+def test_two_processes_predict_what_one_predicts(one: Workplace, tmp_path: Path) -> None:
     two = copy_of(one, tmp_path / "two")
     process = start_two(two, "stages.infer", **ENVIRONMENT)
     assert one.main("stages.infer") == 0
