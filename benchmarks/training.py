@@ -17,6 +17,7 @@ from benchmarks.shapes import entered_project, linear_parameters, shape_config
 from benchmarks.workloads import make_labels, make_prompts, make_rows, mean_tokens
 from stages.common.errors import run_stage
 from stages.common.model import machine_device
+from stages.common.processes import process_count
 from stages.common.schema.finetune import Finetune, Lora
 from stages.common.training.rows import longest_row
 from stages.common.training.trainer import make_trainer, micro_batches
@@ -152,7 +153,7 @@ def train_here(rows: Dataset, rank: int, batch: int, steps: int, folder: Path, c
         early_stopping_patience=None,
     )
     parts = {"train": rows, "validation": rows.select(range(batch))}
-    micro = micro_batches(batch, longest_row(parts.values()), machine_device().type)[0]
+    micro = micro_batches(batch, longest_row(parts.values()), machine_device().type, process_count())[0]
     trainer = make_trainer(params, micro, folder, parts)
     trainer.add_callback(clock)
     trainer.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from datasets import Dataset
 from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
 from stages.common.errors import UserError, run_stage
 from stages.common.model import compute_dtype, machine_device
-from stages.common.params import load_params
+from stages.common.params import Params, load_params
+from stages.common.processes import (
+    from_leader,
+    joined_processes,
+    leader_first,
+    leads,
+    process_count,
+    processes_to_start,
+    run_processes,
+)
 from stages.common.schema.finetune import Finetune
 from stages.common.tables import read_json, row_count, table_metadata, write_json
 from stages.common.training.adapter_folder import hardware, library_versions, published_base, write_companions
@@ -28,7 +38,7 @@ from stages.common.training.checkpoints import (
     locked_run,
 )
 from stages.common.training.rows import longest_row, read_rows
-from stages.common.training.trainer import LOG_FOLDER, make_trainer, micro_batches
+from stages.common.training.trainer import LOG_FOLDER, check_shares, make_trainer, micro_batches
 
 PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
 CODE_DIGEST = Path("data/code/finetune.sha256")
@@ -47,20 +57,16 @@ def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLos
         A trainer whose model is the one with the best loss on validation.
 
     Raises:
-        UserError: several GPUs are visible, even one row at a time does not fit, or the loss is no number.
+        UserError: even one row at a time does not fit, or the loss is no number.
     """
-    device = machine_device()
-    if torch.cuda.device_count() > 1:
-        raise UserError(
-            f"{torch.cuda.device_count()} GPUs are visible, and training uses one. Choose it in the environment, for "
-            "example `CUDA_VISIBLE_DEVICES=0 dvc repro`."
-        )
+    device, processes = machine_device(), process_count()
     longest_tokens = longest_row(rows.values())
-    for micro in micro_batches(params.global_batch_size, longest_tokens, device.type):
-        checkpoint = last_checkpoint(folder)
+    for micro in micro_batches(params.global_batch_size, longest_tokens, device.type, processes):
+        checkpoint = from_leader(last_checkpoint(folder) if leads() else None)
         start = f"from {checkpoint.name}" if checkpoint else "from the start"
         recompute = ", activations recomputed" if micro.recompute_activations else ""
-        print(f"finetune: {micro.rows} rows x {micro.accumulation} a step{recompute}, {start}", flush=True)
+        shared = f" on {processes} processes" if processes > 1 else ""
+        print(f"finetune: {micro.rows} rows x {micro.accumulation} a step{shared}{recompute}, {start}", flush=True)
         trainer = make_trainer(params, micro, folder, rows)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -102,14 +108,15 @@ def summarise(trainer: AnswerLossTrainer, params: Finetune, available: int) -> d
 
 def describe_origin(params: dict[str, Any]) -> dict[str, Any]:
     """What made the adapter: base, data and code by their hashes, parameters, libraries and hardware."""
-    device = machine_device()
+    device, processes = machine_device(), process_count()
+    shared = {"processes": str(processes)} if processes > 1 else {}
     return {
         "base": published_base(read_json(BASE_PIN)),
         "data": {name: {"sha256": file_sha256(path), "rows": row_count(path)} for name, path in PARTS.items()},
         "code": CODE_DIGEST.read_text(encoding="utf-8").split()[0],
         "parameters": params,
         "libraries": library_versions(),
-        "hardware": hardware(device, compute_dtype(device)),
+        "hardware": hardware(device, compute_dtype(device)) | shared,
     }
 
 
@@ -126,18 +133,35 @@ def save_adapter(trainer: AnswerLossTrainer, provenance: dict[str, Any], summary
 
 
 def main() -> None:
-    """Train, or continue an interrupted training, and write models/adapter/."""
+    """Train, or continue an interrupted training, and write models/adapter/; one process for each GPU."""
     params = load_params("finetune", "task")
+    processes = processes_to_start()
+    if processes is not None:
+        check_shares(params.finetune.global_batch_size, processes)
+        run_processes(processes, "stages.finetune")
+        return
+    with joined_processes():
+        check_shares(params.finetune.global_batch_size, process_count())
+        run(params)
+
+
+def run(params: Params) -> None:
+    """What each process does; rank 0 alone holds the run and writes."""
     values = params.model_dump()
     key = fingerprint([*PARTS.values(), BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions()})
     started = time.monotonic()
-    with locked_run(checkpoint_root(), key) as run:
-        if (run / FINISHED).is_dir():
+    with locked_run(checkpoint_root(), key) if leads() else nullcontext(checkpoint_root() / key) as run:
+        if from_leader((run / FINISHED).is_dir()):
             print(f"finetune: this very run has ended before; its adapter is used. To train again, remove {run}")
         else:
-            rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, run / "datasets")
+            with leader_first():
+                rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, run / "datasets")
             trainer = train(params.finetune, run, rows)
-            save_adapter(trainer, describe_origin(values), summarise(trainer, params.finetune, len(rows["train"])), run)
+            if leads():
+                summary = summarise(trainer, params.finetune, len(rows["train"]))
+                save_adapter(trainer, describe_origin(values), summary, run)
+        if not leads():
+            return
         summary = read_json(run / FINISHED / LOG_FOLDER / "summary.json")
         shutil.rmtree(ADAPTER, ignore_errors=True)
         shutil.copytree(run / FINISHED, ADAPTER)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.common.base import TOKENIZER_FOLDER
@@ -15,6 +17,15 @@ from stages.common.branches import label_branches
 from stages.common.errors import UserError, run_stage
 from stages.common.params import load_params
 from stages.common.predictions import write_answers, write_predictions
+from stages.common.processes import (
+    gathered,
+    joined_processes,
+    leads,
+    process_count,
+    process_index,
+    processes_to_start,
+    run_processes,
+)
 from stages.common.progress import progress
 from stages.common.prompting.kinds import prompt_kind
 from stages.common.schema.measuring import Infer
@@ -83,25 +94,26 @@ def predict_labels(
     multi_label = prompt_format["kind"] == "multi_label"
     if params.method == "label_scores":
         _warn_when_slow(model, split_path, label_ids(prompt_format))
-    ids: list[str] = []
-    true_labels: list[str] = []
     predictions: list[str] = []
     probabilities = [np.empty((0, len(prompt_format["labels"])))]
-    with progress(row_count(split_path), f"predicting {split_path.stem}") as bar:
-        for batch in iter_batches(split_path, ["id", "label", "prompt_ids"]):
+    with progress(own_count(split_path), f"predicting {split_path.stem}") as bar:
+        for batch in own_rows(split_path, ["prompt_ids"]):
             prompts = batch["prompt_ids"].to_pylist()
             found: tuple[list[str], np.ndarray | None]
             if multi_label:
                 found = predict_label_sets(model, prompts, label_branches(prompt_format), bar.update)
             else:
                 found = predict_label(model, prompts, label_ids(prompt_format), params, bar.update)
-            ids += batch["id"].to_pylist()
-            true_labels += batch["label"].to_pylist()
             predictions += found[0]
             probabilities += [] if found[1] is None else [found[1]]
-    table = np.concatenate(probabilities) if params.method == "label_scores" else None
-    names = prompt_format["labels"]
-    write_predictions(predictions_path, ids, true_labels, predictions, table, names, multi_label=multi_label)
+    predictions, table = together(predictions), together(np.concatenate(probabilities))
+    if leads():
+        rows = read_table(split_path, ["id", "label"]).to_pydict()
+        scores = table if params.method == "label_scores" else None
+        names = prompt_format["labels"]
+        write_predictions(
+            predictions_path, rows["id"], rows["label"], predictions, scores, names, multi_label=multi_label
+        )
 
 
 def predict_answers(
@@ -114,8 +126,41 @@ def predict_answers(
     """Answer every row of a split file, find how likely the reference answers are, and write both in its order."""
     log_likelihoods, tokens = _score_references(model, split_path)
     answers = _answer(model, split_path, prompt_format["terminator_ids"], params)
-    rows = read_table(split_path, ["id", "label"]).to_pydict()
-    write_answers(predictions_path, rows["id"], rows["label"], answers, log_likelihoods, tokens)
+    log_likelihoods, tokens, answers = together(log_likelihoods), together(tokens), together(answers)
+    if leads():
+        rows = read_table(split_path, ["id", "label"]).to_pydict()
+        write_answers(predictions_path, rows["id"], rows["label"], answers, log_likelihoods, tokens)
+
+
+def own_rows(split_path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """This process's rows: of n processes' the one of number i has the rows i, i + n, i + 2 n, and so on."""
+    first, step = process_index(), process_count()
+    for batch in iter_batches(split_path, columns):
+        own = batch if step == 1 else batch.take(pa.array(range(first, batch.num_rows, step), pa.int64()))
+        first = (first - batch.num_rows) % step
+        if own.num_rows:
+            yield own
+
+
+def own_count(split_path: Path) -> int:
+    """How many rows `own_rows` gives."""
+    return len(range(process_index(), row_count(split_path), process_count()))
+
+
+def together(own: Any) -> Any:
+    """What all processes found, in the order of the rows.
+
+    Args:
+        own: what this process found for its rows, a list or an array whose first axis is the rows.
+    """
+    parts = gathered(own)
+    if len(parts) == 1:
+        return own
+    count = sum(map(len, parts))
+    joined = np.empty((count, *own.shape[1:]), own.dtype) if isinstance(own, np.ndarray) else [None] * count
+    for index, part in enumerate(parts):
+        joined[index :: len(parts)] = part
+    return joined
 
 
 def _score_references(model: PreTrainedModel | PeftModel, split_path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +168,8 @@ def _score_references(model: PreTrainedModel | PeftModel, split_path: Path) -> t
     from stages.common.scoring.references import score_references
 
     scores, lengths = [np.empty(0)], [np.empty(0, dtype=np.int64)]
-    with progress(row_count(split_path), f"scoring the reference answers of {split_path.stem}") as bar:
-        for batch in iter_batches(split_path, ["prompt_ids", "completion_ids"]):
+    with progress(own_count(split_path), f"scoring the reference answers of {split_path.stem}") as bar:
+        for batch in own_rows(split_path, ["prompt_ids", "completion_ids"]):
             prompts, references = batch["prompt_ids"].to_pylist(), batch["completion_ids"].to_pylist()
             found = score_references(model, prompts, references, TOKENS_PER_BATCH[model.device.type], bar.update)
             scores.append(found)
@@ -142,8 +187,8 @@ def _answer(model: PreTrainedModel | PeftModel, split_path: Path, terminators: l
     tokenizer = Tokenizer.from_file(str(TOKENIZER_FOLDER / "tokenizer.json"))
     most, limit = TOKENS_PER_GENERATED_BATCH[model.device.type], params.max_new_tokens
     answers: list[str] = []
-    with progress(row_count(split_path), f"answering {split_path.stem}") as bar:
-        for batch in iter_batches(split_path, ["prompt_ids"]):
+    with progress(own_count(split_path), f"answering {split_path.stem}") as bar:
+        for batch in own_rows(split_path, ["prompt_ids"]):
             prompts = batch["prompt_ids"].to_pylist()
             answers += generate_answers(model, tokenizer, prompts, terminators, limit, most, bar.update)
     return [answer.strip() for answer in answers]  # as the references are
@@ -166,7 +211,7 @@ def _warn_when_slow(model: PreTrainedModel | PeftModel, split_path: Path, ids: d
 
 
 def main() -> None:
-    """Write data/predictions/{adapter,base}/{validation,test}.parquet."""
+    """Write data/predictions/{adapter,base}/{validation,test}.parquet; one process for each GPU."""
     arguments = sys.argv[1:]
     if arguments not in ([], ["base"]):
         raise UserError(
@@ -177,20 +222,37 @@ def main() -> None:
     name = arguments[0] if arguments else "adapter"
     paths = [SPLITS_FOLDER / f"{part}.parquet" for part in PARTS]
     formats = [read_prompt_format(path, params.task, params.infer) for path in paths]
-    predict = predict_labels if isinstance(params.task, ClassificationTask) else predict_answers
+    processes = processes_to_start()
+    if processes is not None:
+        run_processes(processes, "stages.infer", *arguments)
+        return
+    with joined_processes():
+        run(name, params.task, params.infer, dict(zip(paths, formats, strict=True)))
+
+
+def run(name: str, task: Task, params: Infer, formats: dict[Path, dict[str, Any]]) -> None:
+    """What each process does: predict its rows of every part; rank 0 writes.
+
+    Args:
+        name: "adapter" or "base".
+        task: what is predicted.
+        params: the infer block.
+        formats: the split files, and how their prompts were made.
+    """
+    predict = predict_labels if isinstance(task, ClassificationTask) else predict_answers
     print(f"infer: loading the base model{' and the adapter' if name == 'adapter' else ''}", flush=True)
     # Importing torch and transformers takes seconds, in which the line above is on the screen.
     from stages.common.acceleration.choice import fast_paths
     from stages.common.scoring.label_scores import language_model
     from stages.common.scoring.loading import load_fast_model
 
-    tokens = sum(prompt_tokens(path) for path in paths)
+    tokens = sum(prompt_tokens(path) for path in formats) // process_count()
     adapter = ADAPTER_FOLDER if name == "adapter" else None
-    model = load_fast_model(adapter, tokens, scores_labels=params.infer.method == "label_scores")
+    model = load_fast_model(adapter, tokens, scores_labels=params.method == "label_scores")
     print(f"infer: {fast_paths(language_model(model))}", flush=True)
-    for path, prompt_format in zip(paths, formats, strict=True):
+    for path, prompt_format in formats.items():
         started = time.perf_counter()
-        predict(model, path, prompt_format, params.infer, PREDICTIONS_FOLDER / name / path.name)
+        predict(model, path, prompt_format, params, PREDICTIONS_FOLDER / name / path.name)
         count = row_count(path)
         rate = count / (time.perf_counter() - started)
         print(f"infer: {name} predicted {count:,} rows of {path.stem}, {rate:,.1f} rows/s", flush=True)

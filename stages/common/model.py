@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from stages.common.base import BASE_PIN, ensure_base
+from stages.common.base import BASE_FOLDER, BASE_PIN, ensure_base
 from stages.common.errors import UserError, listing
+from stages.common.processes import from_leader, leader_first
 from stages.common.tables import read_json
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ def load_base(dtype: torch.dtype | None = None) -> PreTrainedModel:
         UserError: the base cannot be fetched, differs from its pin, lacks weights, or has no architecture that
             transformers knows.
     """
-    folder = ensure_base()
+    # Where it has to be fetched, one process does it.
+    with leader_first() if from_leader(not BASE_FOLDER.is_dir()) else nullcontext():
+        folder = ensure_base()
     device = machine_device()
     dtype = dtype or compute_dtype(device)
     quantization = BitsAndBytesConfig(

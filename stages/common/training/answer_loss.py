@@ -6,15 +6,20 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from peft import PeftModel
+from torch import distributed
+from torch.utils.data import BatchSampler, DataLoader
 from trl import SFTTrainer
 
 from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.recording import Recording
 from stages.common.scoring.answer_logits import answer_logits
 from stages.common.training.collating import IGNORED
+from stages.common.training.reducing import agreeing, average, broadcast
 from stages.common.training.rows import answer_tokens
+from stages.common.training.shares import EvaluationShares, StepShares
 
 # Each holds a graph; other shapes run as they come. Rows of a few lengths need fewer.
 MOST_RECORDINGS = 16
@@ -25,6 +30,9 @@ class AnswerLossTrainer(SFTTrainer):
 
     TRL does that on CUDA; on a CPU it projects every position onto the vocabulary, which takes half of the time of a
     small model. It also reads per-step statistics back from the device, which this leaves out.
+
+    Several processes share the rows of each step. Their gradients are summed once a step, by this class and not by
+    DistributedDataParallel: it hooks into a backward pass, and a recorded step has none.
 
     Attributes:
         records_steps: whether to record a step's kernels and replay them; for rows laid end to end on a GPU.
@@ -38,6 +46,10 @@ class AnswerLossTrainer(SFTTrainer):
         self._recordings: dict[tuple[torch.Size, ...], Recording] = {}
         # The answer tokens of a step are counted, and divide its loss, whatever the model's forward pass accepts.
         self.model_accepts_loss_kwargs = True
+        if distributed.is_initialized():
+            # Prepared for evaluation, and so not wrapped when training prepares it.
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+            broadcast([*self._trained])
 
     @property
     def adapter(self) -> PeftModel:
@@ -71,9 +83,13 @@ class AnswerLossTrainer(SFTTrainer):
             loss = torch.nn.functional.cross_entropy(logits, inputs["targets"], reduction="sum", ignore_index=IGNORED)
         if num_items_in_batch is None:
             assert not model.training, "a training step knows how many answer tokens it has"
+            if self.accelerator.num_processes > 1:
+                # The mean over all batches of all processes is taken of this.
+                batches = len(self._evaluation_share) * self.accelerator.num_processes
+                return loss * batches / self._evaluation_tokens
             rows = len(inputs["boundaries"]) - 2 if "boundaries" in inputs else len(inputs["labels"])
             return loss / (rows * self._evaluation_tokens_per_row)
-        # num_items_in_batch counts the answer tokens of all processes, and DDP averages their gradients.
+        # num_items_in_batch counts the answer tokens of all processes; losses and gradients are averaged over them.
         return loss / num_items_in_batch * self.accelerator.num_processes
 
     def _answer_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -90,6 +106,75 @@ class AnswerLossTrainer(SFTTrainer):
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Loss and gradients of a micro-batch; after the last one of a step, gradients are those of all processes."""
+        if self.accelerator.num_processes == 1:
+            return self._run(model, inputs, num_items_in_batch)
+        loss: torch.Tensor = agreeing(lambda: self._run(model, inputs, num_items_in_batch))
+        if self.accelerator.sync_gradients:
+            average([parameter.grad for parameter in self._trained])  # type: ignore[misc]
+        return loss
+
+    def prediction_step(self, *arguments: Any, **named: Any) -> Any:
+        """Loss of a batch in evaluation; out of memory on one process, it is so on all."""
+        return agreeing(lambda: super(AnswerLossTrainer, self).prediction_step(*arguments, **named))
+
+    def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
+        """Evaluate with every process on its share of the rows, none of which is counted twice."""
+        if self.accelerator.num_processes > 1:
+            # The other one would cut off what accelerate repeats to make shares even; here nothing is repeated.
+            self.gather_function = self.accelerator.gather
+        return super().evaluation_loop(*arguments, **named)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches."""
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        if processes == 1:
+            return super().get_train_dataloader()
+        assert isinstance(self.train_dataset, Dataset)
+        arguments = self.args
+        rows, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+        return self._load(self.train_dataset, StepShares(self.train_dataset, rows, accumulation, processes, index))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's batches to evaluate on."""
+        return (
+            super().get_eval_dataloader(eval_dataset) if self.accelerator.num_processes == 1 else self._evaluation_share
+        )
+
+    @cached_property
+    def _evaluation_share(self) -> DataLoader:
+        assert isinstance(self.eval_dataset, Dataset)
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        rows = self.args.per_device_eval_batch_size
+        return self._load(self.eval_dataset, EvaluationShares(len(self.eval_dataset), rows, processes, index))
+
+    def _load(self, rows: Dataset, batches: BatchSampler) -> DataLoader:
+        loader = DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,  # they are shared out already
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,
+            data_seed=self.args.data_seed,
+        )
+
+    def _load_best_model(self) -> None:
+        """Read the best checkpoint when rank 0 has written it."""
+        self.accelerator.wait_for_everyone()
+        super()._load_best_model()
+
+    def _run(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
         """Loss and gradients of a micro-batch, replayed from a recording where steps are recorded."""
         if not self.records_steps:
@@ -141,4 +226,9 @@ class AnswerLossTrainer(SFTTrainer):
     @cached_property
     def _evaluation_tokens_per_row(self) -> float:
         assert isinstance(self.eval_dataset, Dataset)
-        return answer_tokens(self.eval_dataset) / len(self.eval_dataset)
+        return self._evaluation_tokens / len(self.eval_dataset)
+
+    @cached_property
+    def _evaluation_tokens(self) -> int:
+        assert isinstance(self.eval_dataset, Dataset)
+        return answer_tokens(self.eval_dataset)

@@ -29,6 +29,7 @@ def collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
         `input_ids`, `attention_mask` and `labels`, each (rows, longest row); `kept`, `targets` and, where rows have
         one, `weights`, see `_answers`.
     """
+    rows = rows or _no_row(pad_id)
     sequences = [_tokens_and_labels(row) for row in rows]
     longest = max(len(tokens) for tokens, _ in sequences)
     ids = np.full((len(rows), longest), pad_id)
@@ -56,6 +57,7 @@ def collate_packed(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.T
         `input_ids`, `position_ids` and `labels`, each (1, tokens); `boundaries` int32 (rows + 2,): 0, where each row
         ends, and the end of the filling; `kept`, `targets` and, where rows have one, `weights`, see `_answers`.
     """
+    rows = rows or _no_row(pad_id)
     sequences = [_tokens_and_labels(row) for row in rows]
     ends = np.cumsum([len(tokens) for tokens, _ in sequences])
     length = round_up(int(ends[-1]), MULTIPLE_OF_TOKENS)
@@ -71,6 +73,11 @@ def collate_packed(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.T
     }
     count = sum(int((labels != IGNORED).sum()) for _, labels in sequences)
     return _tensors(batch | _answers(sequences, starts, _weights(rows), length=round_up(count, MULTIPLE_OF_ANSWERS)))
+
+
+def _no_row(pad_id: int) -> list[dict[str, Any]]:
+    """What stands for no rows at all, which one of several processes may have: a token without a loss."""
+    return [{"prompt_ids": [pad_id], "completion_ids": []}]
 
 
 def round_up(count: int, least: int) -> int:

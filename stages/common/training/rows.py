@@ -161,6 +161,13 @@ def _lengths(rows: Dataset) -> Iterator[pa.ChunkedArray]:
         yield pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["completion_ids"]))
 
 
+def row_lengths(rows: Dataset, places: list[int]) -> np.ndarray:
+    """Tokens of the rows at these places, prompt and completion together; int64, in the order of `places`."""
+    table = rows.select_columns(["prompt_ids", "completion_ids"]).with_format("arrow")[places]
+    lengths = pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["completion_ids"]))
+    return lengths.to_numpy().astype(np.int64)
+
+
 def answer_tokens(rows: Dataset) -> int:
     """How many tokens of all rows have a loss: completions, and earlier answers of a conversation."""
     total = 0

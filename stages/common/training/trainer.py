@@ -20,6 +20,7 @@ from stages.common.acceleration.preparing import prepare_layers
 from stages.common.base import TOKENIZER_FOLDER
 from stages.common.errors import UserError
 from stages.common.model import compute_dtype, load_base, machine_device
+from stages.common.processes import leads, process_count, process_index
 from stages.common.schema.finetune import Finetune
 from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
@@ -41,32 +42,37 @@ FUSED = {"adamw_torch": "adamw_torch_fused"}
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """How one optimizer step is cut to fit the machine; the product is always the global batch size."""
+    """How each process cuts its share of an optimizer step to fit the machine; the product is always that share."""
 
     rows: int
     accumulation: int
     recompute_activations: bool
 
 
-def micro_batches(global_batch_size: int, longest_tokens: int, device_type: str) -> list[MicroBatch]:
+def micro_batches(
+    global_batch_size: int, longest_tokens: int, device_type: str, processes: int = 1
+) -> list[MicroBatch]:
     """Ways to cut a step, the fastest first: ever fewer rows at a time, at last with activations recomputed.
 
     Args:
         global_batch_size: rows of an optimizer step.
         longest_tokens: of the longest row.
         device_type: "cpu" or "cuda".
+        processes: that share a step evenly, see `check_shares`.
 
     Raises:
-        UserError: MICRO_BATCH_SIZE in the environment is no divisor of the global batch size, or LOW_MEMORY is neither
-            0 nor 1.
+        UserError: MICRO_BATCH_SIZE in the environment is no divisor of a process's share, or LOW_MEMORY is neither 0
+            nor 1.
     """
-    divisors = [rows for rows in range(global_batch_size, 0, -1) if global_batch_size % rows == 0]
+    share = global_batch_size // processes
+    divisors = [rows for rows in range(share, 0, -1) if share % rows == 0]
     if "MICRO_BATCH_SIZE" in os.environ:
         wanted = os.environ["MICRO_BATCH_SIZE"]
         if wanted not in map(str, divisors):
+            shared = f", which {processes} processes share" if processes > 1 else ""
             raise UserError(
                 f"MICRO_BATCH_SIZE={wanted} in the environment must divide finetune.global_batch_size "
-                f"{global_batch_size}: one of {divisors}"
+                f"{global_batch_size}{shared}: one of {divisors}"
             )
         fitting = [rows for rows in divisors if rows <= int(wanted)]
     else:
@@ -74,9 +80,24 @@ def micro_batches(global_batch_size: int, longest_tokens: int, device_type: str)
         most = max(1, tokens // longest_tokens)
         fitting = [rows for rows in divisors if rows <= most]
     if low_memory():
-        return [MicroBatch(rows, global_batch_size // rows, recompute_activations=True) for rows in fitting]
-    plain = [MicroBatch(rows, global_batch_size // rows, recompute_activations=False) for rows in fitting]
-    return [*plain, MicroBatch(1, global_batch_size, recompute_activations=True)]
+        return [MicroBatch(rows, share // rows, recompute_activations=True) for rows in fitting]
+    plain = [MicroBatch(rows, share // rows, recompute_activations=False) for rows in fitting]
+    return [*plain, MicroBatch(1, share, recompute_activations=True)]
+
+
+def check_shares(global_batch_size: int, processes: int) -> None:
+    """Refuse a number of processes that cannot share a step's rows evenly.
+
+    Raises:
+        UserError: it does not divide the global batch size.
+    """
+    if global_batch_size % processes:
+        allowed = [count for count in range(1, global_batch_size + 1) if global_batch_size % count == 0]
+        raise UserError(
+            f"{processes} processes, one for each GPU, cannot share the {global_batch_size} rows of a step evenly. Set "
+            f"NUM_PROCESSES in the environment to one of {allowed}, or make finetune.global_batch_size a multiple of "
+            f"{processes}; that changes the result."
+        )
 
 
 def lora_config(params: Finetune) -> LoraConfig:
@@ -154,11 +175,11 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
     device = machine_device()
     set_seed(params.seed)  # before the adapter is initialised: otherwise each run is another model
     tokenizer = _load_tokenizer()
-    callbacks = [DVCLiveLog(folder / LOG_FOLDER), Watch()]
+    callbacks = [*([DVCLiveLog(folder / LOG_FOLDER)] if leads() else []), Watch()]
     if params.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
     base = load_base()
-    flop = 2 * forward_flop(base, trained_tokens(params, rows["train"]))
+    flop = 2 * forward_flop(base, trained_tokens(params, rows["train"])) / process_count()
     paths = choose_paths(
         base, flop, trains=True, dropout=params.lora.dropout, memory_is_short=micro.recompute_activations
     )
@@ -185,6 +206,8 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
         if parameter.requires_grad:
             # TRL makes them bfloat16, which is slow on a CPU and rounds small updates away.
             parameter.data = parameter.data.float()
+    if process_count() > 1:
+        set_seed(params.seed + process_index())  # otherwise each process would drop the same places of its rows
     prepare_layers(base, paths)
     longest = longest_row(rows.values())
     # What fills a micro-batch up is at most a 32nd of it, see `round_up`.

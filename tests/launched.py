@@ -1,0 +1,95 @@
+"""Stages started as a user starts them, whose processes tests look at and end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.workplace import ROOT, UNWANTED, Workplace
+
+ADAPTER = Path("models/adapter")
+# Run as the stage: no memory on process 2 for more than MOST_ROWS rows at a time.
+OUT_OF_MEMORY = """
+import os, sys, torch
+from stages import finetune
+from stages.common.errors import run_stage
+from stages.common.processes import process_index
+from stages.common.training.answer_loss import AnswerLossTrainer
+whole = AnswerLossTrainer.compute_loss
+def limited(self, model, inputs, *more, **named):
+    if process_index() == 1 and len(inputs['boundaries']) - 2 > int(os.environ['MOST_ROWS']):
+        raise torch.OutOfMemoryError
+    return whole(self, model, inputs, *more, **named)
+AnswerLossTrainer.compute_loss = limited
+run_stage(finetune.main)
+"""
+
+
+def start(place: Workplace, *command: str, **more: str) -> subprocess.Popen[str]:
+    """`python -m ...` there, on all devices that the environment shows."""
+    own = {name: value for name, value in os.environ.items() if name not in (*UNWANTED, "NUM_PROCESSES")}
+    environment = own | {
+        "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT),
+        "CHECKPOINT_DIR": str(place.folder / "checkpoints"),
+    } | more  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=place.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def start_two(place: Workplace, module: str = "stages.finetune", **more: str) -> subprocess.Popen[str]:
+    """A stage in two processes, as it starts itself, but for what it imports before that: seconds of a test's time."""
+    (place.folder / "two.py").write_text(
+        "from stages.common.errors import run_stage\n"
+        "from stages.common.processes import run_processes\n"
+        f"run_stage(lambda: run_processes(2, {module!r}))\n"
+    )
+    return start(place, "two", **({"PYTHONPATH": f"{ROOT}{os.pathsep}{place.folder}"} | more))
+
+
+def start_limited(place: Workplace, most_rows: int, **more: str) -> subprocess.Popen[str]:
+    """The stage `finetune`, where process 2 has no memory for more than so many rows at a time."""
+    (place.folder / "limited.py").write_text(OUT_OF_MEMORY)
+    return start_two(place, "limited", **more, MOST_ROWS=str(most_rows))
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What it says until it ends."""
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == code, said
+    return said
+
+
+def wait_for_checkpoint(place: Workplace, process: subprocess.Popen[str]) -> None:
+    """Until the first checkpoint is written to its end."""
+    while not any(_complete(path) for path in (place.folder / "checkpoints").glob("*/checkpoint-*")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+
+
+def _complete(checkpoint: Path) -> bool:
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def ranks_of(parent: int) -> list[int]:
+    """Processes that a process has started, in this order."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def losses(place: Workplace) -> list[float]:
+    """Of training, then of validation, as the training log has them."""
+    found = []
+    for name in ("train", "eval"):
+        path = place.folder / ADAPTER / f"training_log/plots/metrics/{name}/loss.tsv"
+        with path.open(encoding="utf-8", newline="") as file:
+            found += [float(row["loss"]) for row in csv.DictReader(file, delimiter="\t")]
+    return found

@@ -1,0 +1,233 @@
+"""Stages in two processes on the CPU: the same numbers as in one, and one end for both."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from tests.launched import ADAPTER, finish, losses, ranks_of, start, start_limited, start_two, wait_for_checkpoint
+from tests.workplace import ENVIRONMENT, Workplace, make_workplace
+
+# Sums of float32 in another order.
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A project up to its splits; of its 96 rows, steps of 20 leave a last one of 16."""
+    place = make_workplace(tmp_path_factory.mktemp("processes") / "project")
+    place.set("base_model.path", str(place.folder / "base"))
+    place.set("finetune.lora.r", 4)
+    place.set("finetune.global_batch_size", 20)
+    place.set("finetune.max_steps", 10)
+    place.set("finetune.evaluate_every_steps", 4)
+    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
+        assert place.main(stage) == 0
+    return place
+
+
+def copy_of(place: Workplace, folder: Path, **finetune: Any) -> Workplace:
+    shutil.copytree(place.folder, folder)
+    copy = Workplace(folder)
+    for name, value in finetune.items():
+        copy.set(f"finetune.{name}", value)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def one(prepared: Workplace) -> Workplace:
+    """Trained in one process."""
+    place = copy_of(prepared, prepared.folder.with_name("one"))
+    assert place.main("stages.finetune") == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def two(prepared: Workplace) -> tuple[Workplace, str]:
+    """Trained in two, and what that said."""
+    place = copy_of(prepared, prepared.folder.with_name("two"))
+    return place, finish(start(place, "stages.finetune", **ENVIRONMENT, NUM_PROCESSES="2"))
+
+
+def files(place: Workplace) -> dict[str, bytes]:
+    folder = place.folder / ADAPTER
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def difference(first: Workplace, second: Workplace) -> float:
+    """Between weights of two adapters, at most."""
+    one, other = (load_file(place.folder / ADAPTER / "adapter_model.safetensors") for place in (first, second))
+    assert one.keys() == other.keys()
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+def test_two_processes_train_to_the_losses_and_weights_of_one(one: Workplace, two: tuple[Workplace, str]) -> None:
+    place, said = two
+    assert said.count("10 rows x 1 a step on 2 processes, from the start") == 1
+    assert losses(place) == pytest.approx(losses(one), abs=CLOSE)
+    # Every 5 steps and at the first one; validation at steps 4, 8 and 10.
+    assert len(losses(place)) == 3 + 3
+    assert difference(one, place) < CLOSE
+
+
+def test_rank_0_alone_writes(one: Workplace, two: tuple[Workplace, str]) -> None:
+    place, said = two
+    assert files(place).keys() == files(one).keys()
+    changed = {name for name, content in files(place).items() if content != files(one)[name]}
+    assert changed <= {"adapter_model.safetensors", "provenance.json", "README.md"} | {
+        name for name in changed if name.startswith("training_log/")
+    }
+    assert len(re.findall(r"^finetune: \d+ steps, best", said, flags=re.MULTILINE)) == 1
+    assert not list((place.folder / "checkpoints").glob("*/checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_on_one_process_makes_the_micro_batch_smaller_on_both(
+    prepared: Workplace, one: Workplace, tmp_path: Path
+) -> None:
+    limited = copy_of(prepared, tmp_path / "project")
+    said = finish(start_limited(limited, 5, **ENVIRONMENT))
+    assert re.findall(r"(\d+) rows x (\d+) a step on 2 processes, from the start", said) == [("10", "1"), ("5", "2")]
+    assert losses(limited) == pytest.approx(losses(one), abs=CLOSE)
+    assert difference(one, limited) < CLOSE
+
+
+def test_two_processes_predict_what_one_predicts(one: Workplace, tmp_path: Path) -> None:
+    two = copy_of(one, tmp_path / "two")
+    process = start_two(two, "stages.infer", **ENVIRONMENT)
+    assert one.main("stages.infer") == 0
+    finish(process)
+    for part in ("validation", "test"):
+        tables = [pq.read_table(place.folder / f"data/predictions/adapter/{part}.parquet") for place in (one, two)]
+        assert tables[0].schema == tables[1].schema
+        for name in tables[0].column_names:
+            found, expected = tables[1][name], tables[0][name]
+            if name.startswith("probability."):
+                np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), atol=1e-6)
+            else:
+                assert found.equals(expected)
+
+
+@pytest.fixture(scope="module")
+def settled(prepared: Workplace) -> Workplace:
+    """A longer training with dropout, so that each process's random state has to be restored; not yet run."""
+    place = copy_of(prepared, prepared.folder.with_name("settled"), max_steps=60, evaluate_every_steps=5)
+    place.set("finetune.lora.dropout", 0.2)
+    return place
+
+
+@pytest.fixture(scope="module")
+def whole(settled: Workplace) -> Workplace:
+    """That training, uninterrupted."""
+    place = copy_of(settled, settled.folder.with_name("whole"))
+    finish(start_two(place, **ENVIRONMENT))
+    return place
+
+
+def test_a_killed_process_ends_the_other_and_the_next_run_ends_in_the_very_same_adapter(
+    settled: Workplace, whole: Workplace, tmp_path: Path
+) -> None:
+    place = copy_of(settled, tmp_path / "killed")
+    process = start_two(place, **ENVIRONMENT)
+    wait_for_checkpoint(place, process)
+    ranks = ranks_of(process.pid)
+    os.kill(ranks[1], signal.SIGKILL)
+    said = finish(process, code=1)
+    assert "error: process 2 of 2 was killed by signal 9 (SIGKILL), and the others were ended." in said
+    assert "Traceback" not in said
+    wait_until_gone(ranks)
+    assert not (place.folder / ADAPTER).exists()
+    said = finish(start_two(place, **ENVIRONMENT))
+    assert "on 2 processes, from checkpoint-" in said
+    assert files(place) == files(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_launcher_that_ends_leaves_no_process_behind(
+    settled: Workplace, tmp_path: Path, number: signal.Signals
+) -> None:
+    place = copy_of(settled, tmp_path / "project", max_steps=10_000)
+    process = start_two(place, **ENVIRONMENT)
+    wait_for_checkpoint(place, process)
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, said
+    wait_until_gone(ranks)
+    assert not (place.folder / ADAPTER).exists()
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "they live on"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        # What has ended and was adopted by a process that does not ask for it is no longer alive.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [
+        ("0", "error: NUM_PROCESSES=0 in the environment must be a whole number from 1, as 2"),
+        ("two", "error: NUM_PROCESSES=two in the environment must be a whole number from 1, as 2"),
+        ("3", "error: 3 processes, one for each GPU, cannot share the 20 rows of a step evenly. Set NUM_PROCESSES in"),
+    ],
+)
+def test_a_number_of_processes_that_cannot_be_is_refused_in_one_message(
+    prepared: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str], processes: str, message: str
+) -> None:
+    place = copy_of(prepared, tmp_path / "project")
+    assert place.main("stages.finetune", NUM_PROCESSES=processes) == 1
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1
+    assert message in said
+
+
+# --- several machines -------------------------------------------------------------------------------------------------
+
+
+def join(place: Workplace, address: str, port: int) -> subprocess.Popen[str]:
+    """`torchrun` on one of two machines, which meet at 127.0.0.1, each with one process."""
+    return start(
+        place, "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1",
+        "--rdzv-backend", "c10d", "--rdzv-id", "reviews", "--rdzv-endpoint", f"127.0.0.1:{port}",
+        "--local-addr", address, "--module", "stages.finetune", **ENVIRONMENT,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_machines_train_to_the_adapter_of_two_processes_and_start_again_when_one_of_them_is_killed(
+    settled: Workplace, whole: Workplace, tmp_path: Path
+) -> None:
+    place = copy_of(settled, tmp_path / "project")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [join(place, address, port) for address in ("127.0.0.1", "127.0.0.2")]
+    wait_for_checkpoint(place, machines[0])
+    (worker,) = ranks_of(machines[1].pid)
+    os.kill(worker, signal.SIGKILL)
+    said = "".join(finish(machine) for machine in machines)
+    assert len(re.findall(r"10 rows x 1 a step on 2 processes, from the start", said)) == 1
+    assert len(re.findall(r"10 rows x 1 a step on 2 processes, from checkpoint-\d+", said)) == 1
+    assert files(place) == files(whole)
