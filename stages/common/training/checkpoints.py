@@ -77,7 +77,7 @@ def locked_run(root: Path, key: str) -> Iterator[Path]:
         _remove_old_runs(root, key)
         folder = root / key
         folder.mkdir(exist_ok=True)
-        write_text(folder / ORDER, f"{1 + max(map(_order, _runs(root)))}\n")
+        write_text(folder / ORDER, f"{1 + max(map(_order, _runs(root)), default=0)}\n")
         yield folder
 
 

@@ -25,6 +25,7 @@ from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
 from stages.common.training.collating import collate, collate_packed
 from stages.common.training.rows import longest_row, total_tokens
+from stages.common.training.stopping import make_batch
 
 LOG_FOLDER = "training_log"
 LOG_EVERY_STEPS = 5
@@ -173,7 +174,7 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
             eval_dataset=rows["validation"],
             processing_class=tokenizer,
             peft_config=lora_config(params),
-            data_collator=functools.partial(to_batch, pad_id=tokenizer.pad_token_id or 0),
+            data_collator=functools.partial(make_batch, to_batch, pad_id=tokenizer.pad_token_id or 0),
             callbacks=callbacks,
         )
     except ValueError as error:
