@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +80,6 @@ class DivergenceError(UserError):
     """
 
     def __init__(self, what: str, now: int, step: int) -> None:
-        print(file=sys.stderr)  # the progress bar's line
         super().__init__(
             f"{what} by step {now}: training diverged. Lower finetune.learning_rate, or raise finetune.warmup_steps."
         )
@@ -141,7 +139,6 @@ class Watch(TrainerCallback):
             remove_old_checkpoints(path.parent, state.best_global_step)
         self._saved_at = time.monotonic()
         if self._decision > SAVE and not control.should_training_stop:
-            print(file=sys.stderr)  # the progress bar's line
             raise Stopped(
                 self._decision, f"step {state.global_step} has a checkpoint, from which the same command goes on"
             )

@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,9 @@ def signals_noted() -> Iterator[None]:
         yield
         if signal_that_came() != NONE_CAME:
             raise Stopped(signal_that_came(), "training had ended; the same command goes on with its adapter")
+    except BaseException:
+        print(file=sys.stderr)  # the progress bar's line has no end yet
+        raise
     finally:
         _note[0] = NOT_TRAINING
         for number, handler in before.items():
