@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := repro
-.PHONY: repro test lint setup serving
+.PHONY: repro test test-slow lint setup serving
 
 repro: $(VENV)/.installed
 	@$(BIN)/python -m preflight.check params
@@ -18,6 +18,9 @@ serving: $(VENV)/.installed-serving
 
 test: lint
 	@$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

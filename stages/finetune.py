@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
-from stages.common.errors import UserError, run_stage
+from stages.common.errors import UserError, listing, run_stage
 from stages.common.model import compute_dtype, machine_device
 from stages.common.params import Params, load_params
 from stages.common.processes import (
@@ -29,15 +29,21 @@ from stages.common.schema.finetune import Finetune
 from stages.common.tables import read_json, row_count, table_metadata, write_json
 from stages.common.training.adapter_folder import hardware, library_versions, published_base, write_companions
 from stages.common.training.answer_loss import AnswerLossTrainer
+from stages.common.training.callbacks import DivergenceError
 from stages.common.training.checkpoints import (
     FINISHED,
+    HASHES,
     checkpoint_root,
     fingerprint,
+    finished_adapter,
     keep_adapter_alone,
     last_checkpoint,
     locked_run,
+    seal,
 )
 from stages.common.training.rows import longest_row, read_rows
+from stages.common.training.step_rows import ids_of_step
+from stages.common.training.stopping import signals_noted
 from stages.common.training.trainer import LOG_FOLDER, check_shares, make_trainer, micro_batches
 
 PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
@@ -72,6 +78,12 @@ def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLos
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError:
             print(f"finetune: {micro.rows} rows at a time do not fit into the device's memory", flush=True)
+        except DivergenceError as error:
+            ids = listing(ids_of_step(PARTS["train"], params, rows["train"], error.step), params.global_batch_size)
+            raise UserError(
+                f"{error} It began with the batch of step {error.step}, in {PARTS['train']} the ids {ids}: look at "
+                "these rows. Checkpoints of earlier steps are kept."
+            ) from None
         else:
             return trainer
         del trainer
@@ -128,6 +140,8 @@ def save_adapter(trainer: AnswerLossTrainer, provenance: dict[str, Any], summary
     write_companions(partial, provenance, table_metadata(PARTS["train"], "prompt_format"), TOKENIZER_FOLDER)
     shutil.copytree(run / LOG_FOLDER, partial / LOG_FOLDER)
     write_json(partial / LOG_FOLDER / "summary.json", summary)
+    seal(partial)
+    shutil.rmtree(run / FINISHED, ignore_errors=True)
     partial.replace(run / FINISHED)
     keep_adapter_alone(run)
 
@@ -151,20 +165,21 @@ def run(params: Params) -> None:
     key = fingerprint([*PARTS.values(), BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions()})
     started = time.monotonic()
     with locked_run(checkpoint_root(), key) if leads() else nullcontext(checkpoint_root() / key) as run:
-        if from_leader((run / FINISHED).is_dir()):
+        if from_leader(leads() and finished_adapter(run) is not None):
             print(f"finetune: this very run has ended before; its adapter is used. To train again, remove {run}")
         else:
             with leader_first():
                 rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, run / "datasets")
-            trainer = train(params.finetune, run, rows)
-            if leads():
-                summary = summarise(trainer, params.finetune, len(rows["train"]))
-                save_adapter(trainer, describe_origin(values), summary, run)
+            with signals_noted():
+                trainer = train(params.finetune, run, rows)
+                if leads():
+                    summary = summarise(trainer, params.finetune, len(rows["train"]))
+                    save_adapter(trainer, describe_origin(values), summary, run)
         if not leads():
             return
         summary = read_json(run / FINISHED / LOG_FOLDER / "summary.json")
         shutil.rmtree(ADAPTER, ignore_errors=True)
-        shutil.copytree(run / FINISHED, ADAPTER)
+        shutil.copytree(run / FINISHED, ADAPTER, ignore=shutil.ignore_patterns(HASHES))
     print(
         f"finetune: {summary['steps']} steps, best validation loss {summary['best_validation_loss']:.4f} at step "
         f"{summary['best_step']}, {summary['trainable_parameters']:,} trained parameters, "

@@ -6,13 +6,22 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from stages.common.errors import UserError
-from stages.common.training.checkpoints import FINISHED, SECONDS_KEPT, fingerprint, last_checkpoint, locked_run
+from stages.common.training.checkpoints import (
+    FINISHED,
+    HASHES,
+    RUNS_KEPT,
+    fingerprint,
+    last_checkpoint,
+    locked_run,
+    remove_old_checkpoints,
+    seal,
+)
+from tests.stored import damage, flipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,14 +36,23 @@ def test_the_fingerprint_follows_contents_and_values(tmp_path: Path) -> None:
     assert fingerprint([path], {"seed": 1}) != first
 
 
-def test_a_run_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Path) -> None:
-    hold = (
-        "import sys, time; from pathlib import Path; from stages.common.training.checkpoints import locked_run\n"
-        f"with locked_run(Path({str(tmp_path)!r}), 'k'): print('held', flush=True); time.sleep(60)"
+def hold(root: Path, seconds: int) -> subprocess.Popen[str]:
+    """Another process that holds the run "k"."""
+    code = (
+        "import time; from pathlib import Path; from stages.common.training.checkpoints import locked_run\n"
+        f"with locked_run(Path({str(root)!r}), 'k'): print('held', flush=True); time.sleep({seconds})"
     )
-    with subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_run_is_held_by_one_process_and_freed_when_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.common.training.checkpoints.SECONDS_TO_WAIT", 0.1)
+    with hold(tmp_path, seconds=60) as holder:
         with pytest.raises(UserError, match="another process is training"), locked_run(tmp_path, "k"):
             pass
         with locked_run(tmp_path, "another run"):
@@ -44,36 +62,72 @@ def test_a_run_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Pa
         assert folder.is_dir()
 
 
-def test_finished_runs_are_removed_by_the_next_and_interrupted_ones_kept_for_a_week(tmp_path: Path) -> None:
-    finished, interrupted, forgotten, following = (digit * 64 for digit in "abcd")
-    for key in (finished, interrupted, forgotten):
+def test_a_second_run_waits_for_the_first_and_goes_on_when_that_has_ended(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with hold(tmp_path, seconds=1) as holder, locked_run(tmp_path, "k"):
+        assert holder.wait() == 0
+    assert "another process is training this very run; waits" in capfd.readouterr().out
+
+
+def test_finished_runs_are_removed_by_the_next_and_as_many_interrupted_ones_kept_whatever_the_clock_says(
+    tmp_path: Path,
+) -> None:
+    finished, following = "f" * 64, "e" * 64
+    interrupted = [f"{number:064x}" for number in range(RUNS_KEPT + 2)]
+    for age, key in enumerate([finished, *interrupted]):
         with locked_run(tmp_path, key) as folder:
             (folder / "checkpoint-1").mkdir()
             if key == finished:
                 (folder / FINISHED).mkdir()
-    long_ago = time.time() - SECONDS_KEPT - 1
+        # The clock has been set back before each of them, and forward by years before the next one.
+        os.utime(folder, (age * -86_400 + 2e9, age * -86_400 + 2e9))
     (tmp_path / "thesis" / FINISHED).mkdir(parents=True)
-    for name in (forgotten, "thesis"):
-        os.utime(tmp_path / name, (long_ago, long_ago))
+    with locked_run(tmp_path, interrupted[2]):
+        pass
     with locked_run(tmp_path, following):
-        left = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    assert left == [interrupted, following, "thesis"], "a folder that is no run is left alone"
+        left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {*interrupted[2:], following, "thesis"}, "a folder that is no run is left alone"
 
 
-def state(has_ended: bool = False) -> str:
+def checkpoint(folder: Path, step: int, best: int | None = None, has_ended: bool = False) -> Path:
+    """A checkpoint as training leaves it: with files below folders as well, and their hashes."""
+    path = folder / f"checkpoint-{step}"
+    (path / "shards").mkdir(parents=True)
     control = {"args": {"should_training_stop": has_ended}}
-    return json.dumps({"stateful_callbacks": {"TrainerControl": control}})
+    state = {"best_global_step": best, "stateful_callbacks": {"TrainerControl": control}}
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    (path / "shards/optimizer.bin").write_bytes(bytes([step]) * 200)
+    seal(path)
+    return path
 
 
-def test_the_newest_checkpoint_to_continue_from_is_taken_and_useless_ones_are_removed(
-    tmp_path: Path,
-) -> None:
+def test_the_newest_checkpoint_to_continue_from_is_taken_and_later_ones_are_removed(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
-    for step, text in ((9, state()), (10, state()), (100, state()[:-5]), (150, state(has_ended=True))):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    (tmp_path / "checkpoint-200").mkdir()
+    for step, has_ended in ((9, False), (10, False), (100, True)):
+        checkpoint(tmp_path, step, has_ended=has_ended)
+    # Killed before the hashes were written.
+    cut = checkpoint(tmp_path, 200)
+    (cut / HASHES).unlink()
     last = last_checkpoint(tmp_path)
     assert last is not None
     assert last.name == "checkpoint-10"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_without_the_best_checkpoint_of_its_state_none_is_continued_from(tmp_path: Path) -> None:
+    for step, best in ((10, 10), (20, 20), (30, 20), (40, 20)):
+        checkpoint(tmp_path, step, best)
+    damage(tmp_path / "checkpoint-20/shards/optimizer.bin", flipped(bytes([20]) * 200))
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_the_last_checkpoints_and_the_best_are_kept_by_their_steps_when_the_clock_was_set_back(tmp_path: Path) -> None:
+    for age, step in enumerate((5, 10, 15, 20, 100)):
+        path = checkpoint(tmp_path, step)
+        # Each seems older than the one before.
+        os.utime(path, (2e9 - age * 3600, 2e9 - age * 3600))
+    remove_old_checkpoints(tmp_path, best_step=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-20", "checkpoint-5"]
+    remove_old_checkpoints(tmp_path, best_step=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-20"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -25,6 +24,7 @@ from transformers import EarlyStoppingCallback
 from stages.common.model import load_model
 from stages.common.params import load_params
 from stages.common.training.answer_loss import AnswerLossTrainer
+from stages.common.training.checkpoints import HASHES
 from stages.common.training.rows import read_rows
 from stages.common.training.trainer import MicroBatch, make_trainer
 from stages.finetune import PARTS
@@ -110,18 +110,15 @@ def weights(place: Workplace) -> dict[str, torch.Tensor]:
 
 
 def has_checkpoint(place: Workplace, step: int) -> bool:
-    """Whether the trainer has written a checkpoint to its end: its state comes last."""
-    for path in (place.folder / "checkpoints").glob(f"*/checkpoint-{step}/trainer_state.json"):
-        with contextlib.suppress(ValueError):
-            return bool(json.loads(path.read_text(encoding="utf-8")))
-    return False
+    """Whether a checkpoint was written to its end: its hashes come last."""
+    return any((place.folder / "checkpoints").glob(f"*/checkpoint-{step}/{HASHES}"))
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_run_is_held_against_others_and_continues_to_the_very_same_adapter(
-    prepared: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    prepared: Workplace, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Dropout, so that the random state has to be restored too.
     settings = {"lora": lora(dropout=0.2), "max_steps": 60, "evaluate_every_steps": 5}
@@ -134,6 +131,7 @@ def test_a_killed_run_is_held_against_others_and_continues_to_the_very_same_adap
             assert process.poll() is None, "it ended before its first checkpoint"
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGSTOP)
+        monkeypatch.setattr("stages.common.training.checkpoints.SECONDS_TO_WAIT", 0.1)
         assert killed.main(STAGE) == 1
         assert "another process is training this very run" in capfd.readouterr().err
         process.kill()

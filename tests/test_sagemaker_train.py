@@ -64,6 +64,8 @@ def test_a_job_stopped_by_sigterm_goes_on_from_its_checkpoint_and_delivers_model
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert "train: stopped by SIGTERM" in log.read_text()
+    saved = re.search(r"\nstopped by SIGINT: step (\d+) has a checkpoint", log.read_text())
+    assert saved is not None, log.read_text()
     assert not (container.root / "output/failure").exists(), "it is no failure of the algorithm"
     assert not list((container.root / "model").iterdir())
 
@@ -71,11 +73,11 @@ def test_a_job_stopped_by_sigterm_goes_on_from_its_checkpoint_and_delivers_model
     # The newest did not reach S3 as a whole.
     cut = run / "checkpoint-9999"
     cut.mkdir()
-    (cut / "trainer_state.json").write_text((next(run.glob("checkpoint-*0/trainer_state.json"))).read_text())
+    (cut / "trainer_state.json").write_text((next(run.glob("checkpoint-*/trainer_state.json"))).read_text())
     code, text = container.run(COMMAND)
     assert code == 0, text
     assert re.search(r"checkpoint-9999 lacks adapter_model\.safetensors, .* and is not used", text)
-    assert re.search(r"finetune: .*, from checkpoint-\d+0\n", text)
+    assert re.search(rf"finetune: .*, from checkpoint-{saved[1]}\n", text)
     model, results = container.root / "model", container.root / "output/data"
     needed = {"adapter", "base", "base.json", "decision.json", "params.yaml"}
     assert {path.name for path in model.iterdir()} == needed

@@ -33,8 +33,8 @@ DVC_FOLDER = (".dvc/config", ".dvc/plots")
 RESULTS = ("metrics", "data/reports", "params.yaml", "dvc.lock")
 # SageMaker keeps the first 1,024 characters of the failure file.
 MOST_FAILURE_CHARACTERS = 1024
-# It kills a container 120 seconds after SIGTERM; the stages need a moment to end.
-SECONDS_TO_STOP = 60
+# It kills a container 120 seconds after SIGTERM. Training takes its step to the end and writes a checkpoint.
+SECONDS_TO_STOP = 90
 # A spot instance can be taken away at any time, and a checkpoint of an adapter is small.
 MINUTES_BETWEEN_CHECKPOINTS = "2"
 # What a checkpoint and a finished adapter need; the latter also the tokenizer's files, which differ by base.
@@ -134,11 +134,11 @@ def run(command: tuple[str, ...], places: Folders) -> None:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End a command and all that it started, as Ctrl-C would; the trainer's checkpoints stay."""
+    """End a command and all that it started, as Ctrl-C would: training writes a checkpoint first, and says so."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(process.pid, signal.SIGINT)
     try:
-        process.communicate(timeout=SECONDS_TO_STOP)
+        print(process.communicate(timeout=SECONDS_TO_STOP)[0], end="", flush=True)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
 

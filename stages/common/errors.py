@@ -1,10 +1,19 @@
-"""One readable message and a non-zero exit for everything that a user can cause."""
+"""One readable message and a non-zero exit for everything that a user can cause, and an end when `dvc` has ended."""
 
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import psutil
 
 # What the operating system says when the machine, not the program, is at fault, and what helps.
 _REMEDIES = {
@@ -20,6 +29,8 @@ _REMEDIES = {
 }
 # A full disk in the words of safetensors and tokenizers (Rust), and of torch.save, which counts the bytes written.
 _FULL_DISK = ("(os error 28)", "unexpected pos ")
+# How often a stage looks whether `dvc` is still there. A `dvc` takes longer than that to start.
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class UserError(Exception):
@@ -29,13 +40,32 @@ class UserError(Exception):
     """
 
 
+class Stopped(BaseException):
+    """A signal asked for the end; no failure, so that nothing that catches exceptions takes it for one.
+
+    Attributes:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int, message: str = "nothing half-written stays; run the same command again") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}: {message}")
+        self.number = number
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main` and end the process: 0 when it returned, 1 with one message where a user can help.
 
-    Bugs keep their traceback: it is what their report needs.
+    Bugs keep their traceback: it is what their report needs. A stage that DVC runs ends when `dvc` does: it would write
+    its outputs while a second `dvc repro` makes them again.
     """
     try:
+        if "DVC_STAGE" in os.environ:
+            signal.signal(signal.SIGTERM, _stop)
+            _end_with_dvc()
         main()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -44,13 +74,18 @@ def run_stage(main: Callable[[], None]) -> None:
     except MemoryError:
         _fail("the machine is out of memory: close other programs, or use a smaller base model or table")
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        number, place = _number_and_place(error)
+        if number not in _REMEDIES:
             raise
-        # Of a move the target says more. pyarrow's errors have no file name, but their text does.
-        _fail(f"{error.filename2 or error.filename or error}: {_REMEDIES[error.errno]}")
+        _fail(f"{place}: {_REMEDIES[number]}")
     except Exception as error:
         if any(words in str(error) for words in _FULL_DISK):
             _fail(f"{_REMEDIES[errno.ENOSPC]} ({error})")
+        if "DataLoader worker (pid" in str(error):
+            _fail(
+                f"a process that prepares batches ended ({str(error).splitlines()[0]}); killed, perhaps because the "
+                "machine is out of memory. Run the same command again: it goes on from the last checkpoint"
+            )
         if "DefaultCPUAllocator" in str(error):
             _fail("the machine is out of memory: close other programs, set MICRO_BATCH_SIZE=1, or take a smaller base")
         if "CUDA out of memory" in str(error):
@@ -58,9 +93,67 @@ def run_stage(main: Callable[[], None]) -> None:
         raise
 
 
+def _number_and_place(error: OSError) -> tuple[int | None, str]:
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        # Of a folder's copy: for each file origin, target and the error's text.
+        _, target, text = error.args[0][0]
+        return next((number for number in _REMEDIES if f"[Errno {number}]" in text), None), str(target)
+    # Of a move the target says more. pyarrow's errors have no file name, but their text does.
+    return error.errno, str(error.filename2 or error.filename or error)
+
+
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
+def _end_with_dvc() -> None:
+    """Send this process SIGTERM when the `dvc` that started it is gone.
+
+    DVC names its stage in the environment of what it starts: a shell, which may stay in between, and whatever that
+    starts. So `dvc` is the parent of the outermost of this process and its ancestors that know the stage.
+    """
+    outermost = psutil.Process()
+    while (parent := outermost.parent()) is not None and _knows_a_stage(parent):
+        outermost = parent
+    dvc = outermost.ppid()
+
+    def look() -> None:
+        while _is_child(outermost, dvc):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if _may_be_dvc(dvc):
+        threading.Thread(target=look, daemon=True).start()
+    else:
+        # It went while this process started; what took this one over, init say, is what now looks like a parent.
+        raise Stopped(signal.SIGTERM, "dvc has ended")
+
+
+def _knows_a_stage(process: psutil.Process) -> bool:
+    try:
+        return "DVC_STAGE" in process.environ()
+    except psutil.Error:
+        return False
+
+
+def _may_be_dvc(number: int) -> bool:
+    try:
+        command = " ".join(psutil.Process(number).cmdline()).lower()
+    except psutil.Error:
+        return False
+    return "python" in command or "dvc" in command
+
+
+def _is_child(process: psutil.Process, parent: int) -> bool:
+    try:
+        return process.ppid() == parent
+    except psutil.Error:
+        return False
 
 
 def listing(items: list[str], most: int = 10) -> str:

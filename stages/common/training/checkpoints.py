@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +19,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stages.common.base import file_sha256
-from stages.common.errors import UserError
+from stages.common.errors import UserError, listing
+from stages.common.tables import write_json, write_text
 
 FINISHED = "adapter"  # what a run leaves when it is done
+HASHES = "sha256.json"  # of all files beside it; written last
 RUN_NAME = re.compile("[0-9a-f]{64}")  # a fingerprint
-SECONDS_KEPT = 7 * 24 * 3600  # an interrupted run that nobody resumed for a week
+# Interrupted runs that are kept: as many as a machine of eight GPUs may have had under way, twice. Not by their age: a
+# clock that jumps must not cost anybody a run.
+RUNS_KEPT = 16
+ORDER = "order"  # a run's file with its place in the order in which runs were started
+NEWEST_KEPT = 2  # checkpoints, for the case that the last one is damaged; and the best one
+# A trainer whose `dvc` was killed notices, takes a step to its end and writes a checkpoint.
+SECONDS_TO_WAIT = 120
 
 
 def fingerprint(files: list[Path], values: dict[str, Any]) -> str:
@@ -47,25 +54,30 @@ def checkpoint_root() -> Path:
 def locked_run(root: Path, key: str) -> Iterator[Path]:
     """The folder of the run `key`, held by this process alone until the block ends.
 
-    The operating system drops the lock with the process, however it ends. Finished runs and those that nobody resumed
-    for a week are removed first, so that the disk holds the current run, the last one and interrupted ones.
+    The operating system drops the lock with the process, however it ends. Finished runs and all but the last
+    interrupted ones are removed first, so that the disk holds no more than RUNS_KEPT beside the current one.
 
     Raises:
-        UserError: another process is training the same run.
+        UserError: another process is training the same run, and goes on doing so.
     """
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / f"{key}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"another process is training this very run (it holds {lock.lock_file}). Wait for it, or stop it: after "
-            "a killed `dvc repro` the trainer may still be at work, and its checkpoints are used by the next run."
-        ) from None
+        print("finetune: another process is training this very run; waits for it to end", flush=True)
+        try:
+            lock.acquire(timeout=SECONDS_TO_WAIT)
+        except Timeout:
+            raise UserError(
+                f"another process is training this very run (it holds {lock.lock_file}). Wait for it, or stop it: its "
+                "checkpoints are used by the next run."
+            ) from None
     with lock:
         _remove_old_runs(root, key)
         folder = root / key
         folder.mkdir(exist_ok=True)
+        write_text(folder / ORDER, f"{1 + max(map(_order, _runs(root)), default=0)}\n")
         yield folder
 
 
@@ -76,37 +88,95 @@ def keep_adapter_alone(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` to continue from; None where there is none.
+def seal(folder: Path) -> None:
+    """Write down the hashes of all files in `folder`: what has them was written to its end, and can be checked."""
+    hashes = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    write_json(folder / HASHES, hashes)
 
-    Cut ones are removed: the trainer writes its state last. So are those of a training that had ended: transformers
-    would take one step more from there, and the adapter would be another.
-    """
-    usable = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            is_usable = not state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
-        except (OSError, ValueError, KeyError):
-            is_usable = False
-        if is_usable:
-            usable.append(path)
-        else:
+
+def damaged_files(folder: Path) -> list[str] | None:
+    """Those that are not what `seal` saw, or are gone; None where it never came to its end there."""
+    try:
+        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return [HASHES]
+    found = {name: file_sha256(folder / name) for name in hashes if (folder / name).is_file()}
+    return [name for name, expected in hashes.items() if found.get(name) != expected]
+
+
+def remove_old_checkpoints(folder: Path, best_step: int | None) -> None:
+    """Keep the newest and the best ones, by their steps: transformers goes by the clock, which may be set back."""
+    for path in _newest_first(folder)[NEWEST_KEPT:]:
+        if _step(path) != best_step:
             shutil.rmtree(path)
-    return max(usable, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` to continue from; None where there is none. Later ones are removed.
+
+    Those are cut, or damaged, which is told; or their best one is. Or their training had ended: transformers would take
+    one step more from there, and the adapter would be another.
+    """
+    for path in _newest_first(folder):
+        if _is_usable(path):
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+def finished_adapter(folder: Path) -> Path | None:
+    """The adapter that the run left, where it ended; None where it did not or its adapter is damaged, which is told."""
+    adapter = folder / FINISHED
+    return adapter if adapter.is_dir() and _is_whole(adapter) else None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _is_usable(checkpoint: Path) -> bool:
+    if not _is_whole(checkpoint):
+        return False
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    # Without it the run would end in another adapter. Evaluations are followed by a checkpoint of the same step.
+    best = checkpoint.with_name(f"checkpoint-{state['best_global_step']}")
+    if state["best_global_step"] and best != checkpoint and not _is_whole(best):
+        return False
+    return not state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+
+
+def _is_whole(folder: Path) -> bool:
+    damaged = damaged_files(folder)
+    if damaged:
+        print(f"finetune: {folder} is not used: damaged are {listing(damaged)}", flush=True)
+    return damaged == []
+
+
+def _runs(root: Path) -> list[Path]:
+    # Whatever else lies in a folder that the user named is not this program's.
+    return [folder for folder in root.iterdir() if folder.is_dir() and RUN_NAME.fullmatch(folder.name)]
+
+
+def _order(run: Path) -> int:
+    try:
+        return int((run / ORDER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _remove_old_runs(root: Path, key: str) -> None:
-    for folder in root.iterdir():
-        # Whatever else lies in a folder that the user named is not this program's.
-        if not folder.is_dir() or not RUN_NAME.fullmatch(folder.name) or folder.name == key:
-            continue
-        old = time.time() - folder.stat().st_mtime > SECONDS_KEPT
-        if not (old or (folder / FINISHED).exists()):
-            continue
-        lock = FileLock(root / f"{folder.name}.lock")
+    others = sorted((run for run in _runs(root) if run.name != key), key=_order)
+    interrupted = [run for run in others if not (run / FINISHED).exists()]
+    for run in {*others} - {*interrupted[-RUNS_KEPT:]}:
+        lock = FileLock(root / f"{run.name}.lock")
         try:
             with lock.acquire(timeout=0):
-                shutil.rmtree(folder)
+                shutil.rmtree(run)
         except Timeout:
             continue  # in use

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, EarlyStoppingCallback, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl import SFTConfig
 
 from stages.common.acceleration.base import dequantize_base
@@ -26,6 +26,7 @@ from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
 from stages.common.training.collating import collate, collate_packed
 from stages.common.training.rows import longest_row, total_tokens
+from stages.common.training.stopping import make_batch
 
 LOG_FOLDER = "training_log"
 LOG_EVERY_STEPS = 5
@@ -139,7 +140,6 @@ def trainer_config(params: Finetune, micro: MicroBatch, folder: Path, device: to
         eval_steps=params.evaluate_every_steps,
         save_strategy="steps",
         save_steps=params.evaluate_every_steps,
-        save_total_limit=2,
         load_best_model_at_end=True,
         # Otherwise a resumed run would forget how long the loss has not improved, and stop later.
         restore_callback_states_from_checkpoint=True,
@@ -175,7 +175,7 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
     device = machine_device()
     set_seed(params.seed)  # before the adapter is initialised: otherwise each run is another model
     tokenizer = _load_tokenizer()
-    callbacks = [*([DVCLiveLog(folder / LOG_FOLDER)] if leads() else []), Watch()]
+    callbacks: list[TrainerCallback] = [DVCLiveLog(folder / LOG_FOLDER)] if leads() else []
     if params.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
     base = load_base()
@@ -195,13 +195,14 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
             eval_dataset=rows["validation"],
             processing_class=tokenizer,
             peft_config=lora_config(params),
-            data_collator=functools.partial(to_batch, pad_id=tokenizer.pad_token_id or 0),
+            data_collator=functools.partial(make_batch, to_batch, pad_id=tokenizer.pad_token_id or 0),
             callbacks=callbacks,
         )
     except ValueError as error:
         if "target module" not in str(error).lower():
             raise
         raise UserError(f"finetune.lora.target_modules: {error}") from error
+    trainer.add_callback(Watch(trainer))
     for parameter in trainer.adapter.parameters():
         if parameter.requires_grad:
             # TRL makes them bfloat16, which is slow on a CPU and rounds small updates away.

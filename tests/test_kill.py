@@ -1,0 +1,137 @@
+"""`kill -9` of `dvc repro` at random moments: the next one finishes, and ends in the very same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stages.common.training.checkpoints import HASHES
+from tests.project import DVC, EVERYTHING, Project
+
+MADE = ("models/adapter", "models/decision.json", "data/splits", "data/predictions", "metrics", "dvc.lock")
+# About as long as a stage takes here, and training alone; where it has ended before, the kill meets the next one.
+SECONDS, SECONDS_OF_FINETUNE, SECONDS_OF_TRAINING = 4, 14, 3
+
+
+def outputs(project: Project) -> dict[str, bytes]:
+    """Every file that the pipeline made and that people or later commits see."""
+    roots = [project.folder / name for name in MADE]
+    files = [path for root in roots for path in ([root] if root.is_file() else root.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(project.folder)): path.read_bytes() for path in files}
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """All that were started in a folder and live, whoever is their parent now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def fresh(finished_project: Project, tmp_path: Path) -> Iterator[Project]:
+    """What the finished project was before its first run: no output, no cache, no lock."""
+    project = finished_project.clone(tmp_path / "repository")
+    project.git("reset", "-q", "--hard", "HEAD~1")
+    project.dvc("config", "--local", "core.analytics", "false")
+    yield project
+    for process in processes_in(project.folder):
+        process.kill()
+
+
+def killed_in(project: Project, stages: set[str], generator: random.Random, whole_group: bool) -> str:
+    """Run `dvc repro`, and kill it at a random moment after the first of `stages` began.
+
+    Returns:
+        The stage after whose beginning it was killed.
+    """
+    log = project.folder.parent / "log"
+    with log.open("wb") as file, subprocess.Popen(
+        [DVC, "repro"], cwd=project.folder, env=project.environment, stdout=file, stderr=file, start_new_session=True
+    ) as process:  # fmt: skip
+        stage = wait_for(process, log, rf"Running stage '({'|'.join(stages)})'")
+        seconds = SECONDS_OF_FINETUNE if stage == "finetune" else SECONDS
+        # Two in three in training itself, which is a small part of that stage here.
+        if stage == "finetune" and generator.random() < 2 / 3:
+            wait_for(process, log, r"finetune: (\d+) rows x|(ended before)")
+            seconds = SECONDS_OF_TRAINING
+        time.sleep(generator.uniform(0, seconds))
+        if whole_group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    return stage
+
+
+def wait_for(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
+    while not (found := re.search(pattern, log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+    return found[1]
+
+
+def last_sealed(project: Project) -> int:
+    """The step of the newest complete checkpoint; 0 where there is none."""
+    found = (project.folder / ".dvc/checkpoints").glob(f"*/checkpoint-*/{HASHES}")
+    return max((int(path.parent.name.rpartition("-")[2]) for path in found), default=0)
+
+
+def kill_and_finish(fresh: Project, finished: Project, seed: int) -> list[str]:
+    """Four kills one after the other on the way to the end; a line about each.
+
+    Raises:
+        AssertionError: the end is another one than the finished project's, or something is left behind.
+    """
+    generator = random.Random(seed)
+    left = {"finetune", *generator.sample(sorted(EVERYTHING - {"finetune"}), 3)}
+    told, steps_saved = [], 0
+    for number in range(4):
+        whole_group = bool((number + seed) % 2)
+        stage = killed_in(fresh, left, generator, whole_group)
+        left.remove(stage)
+        saved = last_sealed(fresh)
+        steps_saved = max(steps_saved, saved)
+        told.append(f"seed {seed}: {'group' if whole_group else 'dvc alone'} killed in or after {stage}, step {saved}")
+    log = fresh.dvc("repro")
+    resumed = re.search(r"from checkpoint-(\d+)\n", log)
+    # The trainer may have been killed after its end, or have been behind it when the third `repro` ran.
+    told.append(f"seed {seed}: finished, {f'training from step {resumed[1]}' if resumed else 'training not resumed'}")
+    print("\n".join(told))
+    assert not (resumed and int(resumed[1]) < steps_saved)
+    expected, found = outputs(finished), outputs(fresh)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert "up to date" in fresh.dvc("status")
+    assert processes_in(fresh.folder) == [], "a stage went on without its dvc"
+    hidden = [path for name in ("data", "models", "metrics") for path in (fresh.folder / name).rglob(".*.*.*")]
+    assert hidden == [], "half-written files"
+    [run] = [path for path in (fresh.folder / ".dvc/checkpoints").iterdir() if path.is_dir()]
+    assert not list(run.glob("checkpoint-*"))
+    return told
+
+
+def test_killed_at_four_random_moments_the_pipeline_ends_in_the_same_bytes(
+    fresh: Project, finished_project: Project
+) -> None:
+    kill_and_finish(fresh, finished_project, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_killed_at_twenty_random_moments_the_pipeline_ends_in_the_same_bytes(
+    fresh: Project, finished_project: Project, seed: int
+) -> None:
+    kill_and_finish(fresh, finished_project, seed)
