@@ -10,6 +10,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from stages.common.acceleration.determinism import settle_determinism
 from stages.common.base import BASE_PIN, ensure_base
 from stages.common.errors import UserError, listing
 from stages.common.tables import read_json
@@ -44,6 +45,7 @@ def load_base() -> PreTrainedModel:
         UserError: the base cannot be fetched, differs from its pin, lacks weights, or has no architecture that
             transformers knows.
     """
+    settle_determinism()
     folder = ensure_base()
     device = machine_device()
     dtype = compute_dtype(device)
