@@ -72,6 +72,10 @@ def main() -> None:
             for step in steps(repo, side, Path(folder).resolve(), sample):
                 print(f"verify: {step.looked_at}{': NOT SO' if step.differences else ''}", flush=True)
                 found += step.differences
+    except UserError as error:
+        if not found:
+            raise
+        found.append(str(error))
     except DvcException as error:
         raise UserError(f"dvc.yaml and dvc.lock of the commit could not be read: {error}") from None
     if found:

@@ -224,6 +224,6 @@ def test_a_base_that_cannot_be_had_is_said_and_the_rest_is_verified(project: Pro
     commit_as_it_is(project, "A base that is gone")
     (project.folder / "models/base").rename(project.folder / "moved")
     said = verify(project, fails=True, model=True)
-    assert "rows were not re-scored: infer could not be run on what dvc.lock names: /nowhere: " in said
-    assert "`--no-model` verifies everything else" in said
-    assert "byte for byte" in said
+    assert "report give, byte for byte, models/decision.json" in said
+    assert "error: no row could be re-scored; --no-model verifies everything else. infer could not be run on" in said
+    assert "base_model.path: /nowhere is no folder here" in said

@@ -48,7 +48,7 @@ def steps(user: Repo, side: Side, folder: Path, sample: Sample | None) -> Iterat
         sample: None: no row is predicted again.
 
     Raises:
-        UserError: objects are damaged or nowhere to be had.
+        UserError: objects are damaged or nowhere to be had, or the model cannot be run.
     """
     assert side.commit is not None
     here, root = Path.cwd(), unpack(side.commit, folder)
@@ -108,8 +108,7 @@ def row_steps(sample: Sample, folder: Path, base: Path | None) -> Iterator[Step]
     try:
         rescore(rows, folder, base)
     except UserError as error:
-        yield Step(looked_at, [f"rows were not re-scored: {error}\n  `--no-model` verifies everything else."])
-        return
+        raise UserError(f"no row could be re-scored; --no-model verifies everything else. {error}") from None
     for name in PREDICTORS:
         farthest, found = 0.0, list[str]()
         for part, chosen in rows.items():
