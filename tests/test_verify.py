@@ -168,7 +168,7 @@ def test_an_adapter_of_other_parameters_data_base_and_code_is_found_by_its_prove
     for key in ("base.files.config.json", "code", "data.train.sha256", "parameters.finetune.learning_rate"):
         assert f"models/adapter/provenance.json: {key}: " in said
     assert "learning_rate: 0.7, in the commit 0.001" in said
-    assert "models/adapter/base.json is not the base of its provenance.json" in said
+    assert "models/adapter/base.json is not that of models/adapter/provenance.json" in said
     assert "data/code/finetune.sha256 is not the digest of the commit's code" in said
 
 
@@ -209,6 +209,10 @@ def test_objects_that_nobody_has_are_named(stored: Stored, tmp_path: Path) -> No
     said = verify(clone, fails=True)
     assert "not in the cache, and remote folder does not have it: models/decision.json." in said
     assert "has to `dvc push` it" in said
+    path = object_at(remote, locked(clone, "split", "data/reports/split.json"))
+    damage(path, flipped(path.read_bytes()))
+    assert "data/reports/split.json: object" in (said := verify(clone, fails=True))
+    assert "is damaged in remote folder, and the cache lacks it" in said
     clone.dvc("remote", "default", "--local", "--unset")
     clone.git("checkout", "-q", "HEAD~1")
     assert "not in the cache, and there is no default remote: " in verify(clone, fails=True)

@@ -18,20 +18,19 @@ CODE_DIGEST = Path("data/code/finetune.sha256")
 MOST_SHOWN = 80
 
 
-def misfits(lock: dict[str, Any]) -> list[str]:
+def misfits(parameters: dict[str, Any]) -> list[str]:
     """Where what the adapter carries is not what the commit holds; the current folder is the commit's.
 
     Args:
-        lock: the content of dvc.lock.
+        parameters: blocks of params.yaml with which dvc.lock says that the stages ran.
     """
-    said = read_json(ADAPTER / "provenance.json")
-    pin = read_json(BASE_PIN)
+    said, pin = read_provenance(), read_json(BASE_PIN)
     expected = {
         # Of the source, an adapter made from a folder does not say where that lies.
         "base": {"files": pin["files"], "commit": pin["commit"]},
         "data": {name: {"sha256": file_sha256(path), "rows": row_count(path)} for name, path in PARTS.items()},
         "code": CODE_DIGEST.read_text(encoding="utf-8").split()[0],
-        "parameters": lock["stages"]["finetune"]["params"]["params.yaml"],
+        "parameters": {name: parameters.get(name) for name in ("finetune", "task")},
     }
     found = {name: said[name] for name in expected if name in said}
     if isinstance(found.get("base"), dict):
@@ -40,13 +39,28 @@ def misfits(lock: dict[str, Any]) -> list[str]:
         f"{ADAPTER}/provenance.json: {entry['key']}: {_shown(entry, 'after')}, in the commit {_shown(entry, 'before')}"
         for entry in changed_parameters(expected, found)
     ]
-    if read_json(ADAPTER / "base.json") != said.get("base"):
-        texts.append(f"{ADAPTER}/base.json is not the base of its provenance.json")
-    if read_json(ADAPTER / "prompt.json") != table_metadata(PARTS["train"], "prompt_format"):
-        texts.append(f"{ADAPTER}/prompt.json is not the prompt of {PARTS['train']}")
-    tokenizer = [path.name for path in TOKENIZER_FOLDER.iterdir()]
-    other = [name for name in sorted(tokenizer) if not _same(TOKENIZER_FOLDER / name, ADAPTER / name)]
-    return texts + [f"{ADAPTER}/{name} is not that of {TOKENIZER_FOLDER}" for name in other]
+    return texts + _other_companions(said)
+
+
+def _other_companions(said: dict[str, Any]) -> list[str]:
+    """Files beside the weights that are not those of the commit."""
+    tokenizer = sorted(path.name for path in TOKENIZER_FOLDER.iterdir())
+    are_same = {
+        "base.json": read_json(ADAPTER / "base.json") == said.get("base"),
+        "prompt.json": read_json(ADAPTER / "prompt.json") == table_metadata(PARTS["train"], "prompt_format"),
+    } | {name: _same(TOKENIZER_FOLDER / name, ADAPTER / name) for name in tokenizer}
+    made_of = {"base.json": f"{ADAPTER}/provenance.json", "prompt.json": PARTS["train"]}
+    return [
+        f"{ADAPTER}/{name} is not that of {made_of.get(name, TOKENIZER_FOLDER)}"
+        for name, is_same in are_same.items()
+        if not is_same
+    ]
+
+
+def read_provenance() -> dict[str, Any]:
+    """What the adapter says of its making; nothing where it says nothing that can be read."""
+    said = read_json(ADAPTER / "provenance.json")
+    return said if isinstance(said, dict) else {}
 
 
 def other_digests(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from review.recompute import MOST_NAMED, Plan, make_plan, recompute
 from review.revisions import Side
 from review.verifying.answers import EXACT, ROUNDED, Bounds, compare_answers
 from review.verifying.commits import open_commit, unpack
-from review.verifying.provenance import ADAPTER, misfits, other_digests
+from review.verifying.provenance import misfits, other_digests, read_provenance
 from review.verifying.rescoring import PREDICTIONS, PREDICTORS, SPLITS, rescore, sampled_rows, take_rows
 from review.verifying.restoring import restore
 from stages.common.base import BASE_FOLDER, BASE_PIN
@@ -79,7 +79,9 @@ def provenance_step(side: Side, folder: Path) -> Step:
     looked_at = "the adapter's provenance has the commit's base, data, code, parameters, prompt and tokenizer"
     folder.mkdir()
     try:
-        return Step(looked_at, [*misfits(side.lock), *other_digests(folder)])
+        return Step(looked_at, [*misfits(side.locked), *other_digests(folder)])
+    except FileNotFoundError as error:
+        return Step(looked_at, [f"{error.filename}: the commit has no such file"])
     except UserError as error:
         return Step(looked_at, [str(error)])
 
@@ -146,8 +148,9 @@ def _base_of(clone: Path) -> Path | None:
 
 def _bounds() -> Bounds:
     """For this machine's precision, and for that in which the adapter was trained: who trains also predicts."""
-    there = read_json(ADAPTER / "provenance.json")["hardware"]["compute_dtype"]
-    return EXACT if there == "float32" and _computes_in_float32() else ROUNDED
+    hardware = read_provenance().get("hardware")
+    there = isinstance(hardware, dict) and hardware.get("compute_dtype") == "float32"
+    return EXACT if there and _computes_in_float32() else ROUNDED
 
 
 def _computes_in_float32() -> bool:
