@@ -111,6 +111,13 @@ def test_a_metric_edited_by_hand_is_found_by_the_lock_and_by_its_value(project: 
     assert f"metrics/metrics.json: adapter.f1_macro: committed 0.99, recomputed {honest}" in said
 
 
+def test_a_metric_that_no_stage_writes_any_more_is_found(project: Project) -> None:
+    project.edit_file("dvc.yaml", "      - metrics/metrics.json: {cache: false}\n", "")
+    project.edit_file("metrics/metrics.json", '"accuracy": ', '"accuracy": 1')
+    commit_as_it_is(project, "Numbers of nobody's")
+    assert "metrics/metrics.json: evaluate does not write it, by dvc.yaml" in verify(project, fails=True)
+
+
 def test_an_edited_report_is_found_though_the_lock_has_its_hash(project: Project) -> None:
     project.edit_file("metrics/report.md", "# Results", "# Splendid results")
     commit_as_it_is(project, "A better report")

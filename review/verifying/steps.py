@@ -13,7 +13,7 @@ from dvc.repo import Repo, lock_repo
 from review.check import stages_that_would_run
 from review.file_values import Difference, differences
 from review.recompute import MOST_NAMED, Plan, make_plan, recompute
-from review.revisions import Side
+from review.revisions import DECISION, METRICS, Side
 from review.verifying.answers import EXACT, ROUNDED, Bounds, compare_answers
 from review.verifying.commits import open_commit, unpack
 from review.verifying.provenance import misfits, other_digests, read_provenance
@@ -94,9 +94,12 @@ def numbers_step(commit: Repo, folder: Path) -> Step:
         found = recompute(plan, folder)
     except UserError as error:
         return Step("evaluate and report", [str(error)])
+    # What no stage writes nothing would compare.
+    unmade = [name for name in (*METRICS.values(), DECISION) if Path(name) not in plan.numbers]
     exact = ", ".join(str(path) for path in [*plan.numbers, *plan.texts] if path not in found.inexact)
     inexact = f"; {', '.join(map(str, found.inexact))} but for last digits or ends of lines" if found.inexact else ""
-    others = _named(found.differences) + _for_people(plan, folder)
+    others = [f"{name}: evaluate does not write it, by dvc.yaml" for name in unmade]
+    others += _named(found.differences) + _for_people(plan, folder)
     return Step(f"evaluate and report give, byte for byte, {exact}{inexact}", others)
 
 
