@@ -46,7 +46,7 @@ def output_content(repo: Repo, outputs: Mapping[str, str], path: str) -> bytes:
 
 def _object_content(repo: Repo, hash_value: str, path: str) -> bytes:
     problems = []
-    for place, store in _stores(repo):
+    for place, store in stores_of(repo):
         if isinstance(store, str):
             problems.append(store)
             continue
@@ -66,7 +66,7 @@ def _object_content(repo: Repo, hash_value: str, path: str) -> bytes:
     raise UnavailableError(f"{path} is neither in the cache nor in a remote ({', '.join(problems)})")
 
 
-def _stores(repo: Repo) -> Iterator[tuple[str, Any]]:
+def stores_of(repo: Repo) -> Iterator[tuple[str, Any]]:
     """DVC's stores of objects with their names; of a remote that cannot be used, the reason instead."""
     yield "the cache", repo.cache.local
     name = repo.config["core"].get("remote")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,12 +37,14 @@ class Plan(NamedTuple):
         evaluate_reads: inputs of `evaluate` in DVC's care.
         report_reads: those of `report` that `evaluate` does not write.
         numbers: what `evaluate` writes into metrics/ and models/.
+        rows: what it writes into data/, for people.
         texts: what `report` writes.
     """
 
     evaluate_reads: list[Path]
     report_reads: list[Path]
     numbers: list[Path]
+    rows: list[Path]
     texts: list[Path]
 
     def in_cache(self) -> list[Path]:
@@ -51,6 +54,20 @@ class Plan(NamedTuple):
     def absent(self) -> list[Path]:
         """What of that is not here."""
         return [path for path in self.in_cache() if not path.exists()]
+
+
+class Recomputed(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        differences: between the committed values and those just computed.
+        notes: what could not be compared because something is not here.
+        inexact: files whose values (within the tolerance) and lines are the same, but whose bytes are not.
+    """
+
+    differences: list[Difference]
+    notes: list[str]
+    inexact: list[Path]
 
 
 def make_plan(repo: Repo) -> Plan:
@@ -72,35 +89,35 @@ def make_plan(repo: Repo) -> Plan:
         evaluate_reads=[Path(out.def_path) for out in inputs["evaluate"]],
         report_reads=[Path(out.def_path) for out in inputs["report"] if Path(out.def_path) not in written],
         numbers=[path for path in written if path.parts[0] != "data"],
+        rows=[path for path in written if path.parts[0] == "data"],
         texts=[Path(out.def_path) for out in report.outs],
     )
 
 
-def recompute(plan: Plan, folder: Path) -> tuple[list[Difference], list[str]]:
+def recompute(plan: Plan, folder: Path) -> Recomputed:
     """Run both stages in `folder` and compare with the workspace, to which nothing is written.
 
     Args:
         plan: what to read and compare; `evaluate`'s inputs are here.
         folder: an empty folder.
-
-    Returns:
-        The differences, and what could not be compared because something is not here.
     """
-    _copy([PARAMS, *plan.evaluate_reads], folder)
-    _run("evaluate", folder)
+    copy_into(folder, [PARAMS, *plan.evaluate_reads])
+    run_in(folder, "evaluate")
     notes = [f"{path} was not compared: it is not here" for path in plan.numbers if _only_in_cache(path)]
     compared = [path for path in plan.numbers if not _only_in_cache(path)]
     found = [one for path in compared for one in differences(path, path, folder / path)]
+    inexact = [] if found else _other_bytes(compared, folder)
     absent = [str(path) for path in plan.report_reads if not path.exists()]
     if absent:
         notes.append(f"{', '.join(map(str, plan.texts))} were not compared: {', '.join(absent)} are not here")
     elif not found:
         # From the committed numbers, not from those just computed: a difference within the tolerance, on the edge
         # between two rounded values, would show as another text.
-        _copy([*compared, *plan.report_reads], folder)
-        _run("report", folder)
+        copy_into(folder, [*compared, *plan.report_reads])
+        run_in(folder, "report")
         found = [one for path in plan.texts for one in differences(path, path, folder / path)]
-    return found, notes
+        inexact += [] if found else _other_bytes(plan.texts, folder)
+    return Recomputed(found, notes, inexact)
 
 
 def message(found: list[Difference]) -> str:
@@ -127,11 +144,16 @@ def _data_of(stage: Stage) -> list[Output]:
     ]  # fmt: skip
 
 
+def _other_bytes(paths: list[Path], folder: Path) -> list[Path]:
+    return [path for path in paths if path.read_bytes() != (folder / path).read_bytes()]
+
+
 def _only_in_cache(path: Path) -> bool:
     return path.parts[0] == "models" and not path.exists()
 
 
-def _copy(paths: list[Path], folder: Path) -> None:
+def copy_into(folder: Path, paths: list[Path]) -> None:
+    """Copy files and folders of the current folder to the same places in another one."""
     for path in paths:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,15 +164,23 @@ def _copy(paths: list[Path], folder: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def _run(stage: str, folder: Path) -> None:
+def run_in(folder: Path, stage: str, *arguments: str) -> None:
+    """Run a stage in another folder, with the code of the current one.
+
+    Raises:
+        UserError: it failed.
+    """
     result = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}"],
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(Path.cwd()), "TQDM_DISABLE": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if result.returncode:
-        said = result.stderr.strip().removeprefix("error: ") or f"it ended with {result.returncode}"
-        raise UserError(f"{stage} could not be run on what dvc.lock names: {said}")
+        # Libraries warn before the message, in their own words.
+        said = re.sub(r"\A.*?^error: ", "", result.stderr, flags=re.DOTALL | re.MULTILINE).strip()
+        raise UserError(
+            f"{stage} could not be run on what dvc.lock names: {said or f'it ended with {result.returncode}'}"
+        )
 
 
 def arguments() -> argparse.Namespace:
@@ -173,11 +203,11 @@ def main() -> None:
             f"{', '.join(absent)}: not here, so nothing was recomputed. Run `dvc pull {needed}`, then again."
         )
     with tempfile.TemporaryDirectory(prefix="recompute-") as folder:
-        found, notes = recompute(plan, Path(folder))
-    for note in notes:
+        recomputed = recompute(plan, Path(folder))
+    for note in recomputed.notes:
         print(f"recompute: {note}", file=sys.stderr)
-    if found:
-        raise UserError(message(found))
+    if recomputed.differences:
+        raise UserError(message(recomputed.differences))
     print("recompute: the committed metrics are what evaluate makes of the predictions in dvc.lock")
 
 

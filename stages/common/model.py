@@ -11,6 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from stages.common.acceleration.determinism import settle_determinism
 from stages.common.base import BASE_FOLDER, BASE_PIN, ensure_base
 from stages.common.errors import UserError, listing
 from stages.common.processes import from_leader, leader_first
@@ -49,6 +50,7 @@ def load_base(dtype: torch.dtype | None = None) -> PreTrainedModel:
         UserError: the base cannot be fetched, differs from its pin, lacks weights, or has no architecture that
             transformers knows.
     """
+    settle_determinism()
     # Where it has to be fetched, one process does it.
     with leader_first() if from_leader(not BASE_FOLDER.is_dir()) else nullcontext():
         folder = ensure_base()

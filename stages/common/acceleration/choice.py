@@ -139,6 +139,15 @@ def low_memory() -> bool:
     return bool(_switch("LOW_MEMORY"))
 
 
+def deterministic() -> bool:
+    """Whether DETERMINISTIC=1 asks for the same bits from every run on the same GPU, rather than for speed.
+
+    Raises:
+        UserError: it is neither 0 nor 1.
+    """
+    return bool(_switch("DETERMINISTIC"))
+
+
 def _dense_doubt(model: PreTrainedModel, *, trains: bool) -> str | None:
     if low_memory():
         return "LOW_MEMORY=1"
@@ -174,6 +183,6 @@ def _decide(name: str, obstacle: str | None, doubt: str | None) -> str | None:
 def _switch(name: str) -> bool | None:
     value = os.environ.get(name)
     if value not in (None, "", "0", "1"):
-        unset = "it is off" if name == "LOW_MEMORY" else "it is chosen automatically"
+        unset = "it is chosen automatically" if name in SWITCHES else "it is off"
         raise UserError(f"{name}={value} in the environment: 0 turns it off, 1 on; unset, {unset}")
     return None if not value else value == "1"
