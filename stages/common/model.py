@@ -108,6 +108,13 @@ def check_adapter(adapter: Path) -> None:
             f"{adapter}: holds no adapter. Fetch the committed one with `dvc pull {adapter}`, or train one with "
             "`dvc repro finetune`."
         )
+    # PEFT would take pickled weights in their place, and run what code torch lets them have.
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{adapter}: lacks adapter_model.safetensors. Weights are loaded from safetensors only, since pickled ones "
+            f"(adapter_model.bin) can run code. Restore it with `dvc pull --force {adapter}`, or run `dvc repro "
+            "finetune`."
+        )
     trained_on = adapter / "base.json"
     if trained_on.is_file() and read_json(trained_on)["files"] != read_json(BASE_PIN)["files"]:
         raise UserError(f"{adapter}: was trained on another base model than {BASE_PIN} pins. Run `dvc repro finetune`.")
