@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
+import pickle
+import re
 import sys
 from collections.abc import Callable
 
@@ -20,6 +23,8 @@ _REMEDIES = {
 }
 # A full disk in the words of safetensors and tokenizers (Rust), and of torch.save, which counts the bytes written.
 _FULL_DISK = ("(os error 28)", "unexpected pos ")
+# User and password of an address, which indexes, proxies and remotes have in the environment or in settings.
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
 
 class UserError(Exception):
@@ -34,6 +39,7 @@ def run_stage(main: Callable[[], None]) -> None:
 
     Bugs keep their traceback: it is what their report needs.
     """
+    logging.setLogRecordFactory(_Record)
     try:
         main()
     except UserError as error:
@@ -51,6 +57,11 @@ def run_stage(main: Callable[[], None]) -> None:
     except Exception as error:
         if any(words in str(error) for words in _FULL_DISK):
             _fail(f"{_REMEDIES[errno.ENOSPC]} ({error})")
+        if isinstance(error, pickle.UnpicklingError):
+            _fail(
+                "a checkpoint holds something else than tensors and plain values, which could run code, and was not "
+                f"loaded ({str(error).splitlines()[0]}). Remove the run's folder among the checkpoints to start anew"
+            )
         if "DefaultCPUAllocator" in str(error):
             _fail("the machine is out of memory: close other programs, set MICRO_BATCH_SIZE=1, or take a smaller base")
         if "CUDA out of memory" in str(error):
@@ -59,8 +70,20 @@ def run_stage(main: Callable[[], None]) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(1)
+
+
+def without_credentials(text: str) -> str:
+    """A text whose addresses have lost the user and password before the host."""
+    return _CREDENTIALS.sub("***@", text)
+
+
+class _Record(logging.LogRecord):
+    """What a library logs: huggingface_hub, for one, logs each address that it tries again."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's own name
+        return without_credentials(super().getMessage())
 
 
 def listing(items: list[str], most: int = 10) -> str:

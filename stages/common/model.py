@@ -67,7 +67,7 @@ def load_base() -> PreTrainedModel:
         )
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder}: transformers cannot load this base model: {error}") from error
     model, report = loaded
     if report["missing_keys"]:
