@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import base64
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import time
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.forge_server import ACTIONS_TOKEN, variables
-from tests.forge_server import serve as serve_forge
-from tests.hub_server import TOKEN, endpoint_of
-from tests.hub_server import serve as serve_hub
-from tests.project import DVC, EVERYTHING, GIT, Project
-from tests.api_server import start_service
-from tests.workplace import ROOT
+from tests.forge_server import ACTIONS_TOKEN
+from tests.hub_server import TOKEN
 
 # Accepted by the servers of the tests where one is to accept it; a mark of its own elsewhere.
 SECRETS = {

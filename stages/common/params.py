@@ -109,12 +109,12 @@ def _unusable(values: dict[Any, Any]) -> str | None:
             break
         place, value = waiting.pop()
         if isinstance(value, dict):
-            waiting += [(f"{place}.{key}".lstrip("."), item) for key, item in value.items()]
-            waiting += [(f"{place}, a key", key) for key in value]
+            waiting += [(f"{place}.{key}".lstrip(".")[:200], item) for key, item in value.items()]
+            waiting += [(f"{place}: a key"[:200], key) for key in value]
         elif isinstance(value, list | tuple | set):
-            waiting += [(f"{place}.{number}", item) for number, item in enumerate(value)]
+            waiting += [(f"{place}.{number}"[:200], item) for number, item in enumerate(value)]
         elif isinstance(value, str) and "\0" in value:
-            return f"{place[:80]!r}: holds a NUL byte. Take it out."
+            return f"{place}: holds a NUL byte. Take it out."
     return f"holds more than {MOST_VALUES:,} values, aliases (*name) counted wherever they stand. Write fewer."
 
 

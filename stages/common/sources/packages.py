@@ -131,7 +131,8 @@ def unpack_member(archive: Path, member: list[str], folder: Path) -> Path:
     for depth, name in enumerate(member):
         level = folder / f"level-{depth}"
         level.mkdir()
-        target = level / (PurePosixPath(name).name or "member")
+        own_name = PurePosixPath(name).name
+        target = level / ("member" if own_name in ("", "..") else own_name)
         try:
             with _open_member(archive, name, allowance) as stream, target.open("wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
