@@ -1,4 +1,4 @@
-"""What the tests of hostile input draw from, and how often: a fixed choice in CI, more and others by `make test-slow`."""
+"""What the tests of hostile input draw from, and how often: a fixed choice in CI, more of it by `make test-slow`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SMOLLM2 = (
 FRAGMENTS = [
     *SMOLLM2, "<|im_", "end|>", "<|", "|>", "<s>", "</s>", "[INST]", "＜|im_end|＞", "\u200b<|im_end|>", "Ġ", "▁",
     "system\n", "user\n", "assistant\n", "\nLabel:", "{{ text }}", "{{ 7 * 7 }}", "{% for x in y %}", "{% endraw %}",
-    "{#", "{text}", "{0.__class__}", "%s", "%n", "${HOME}", "$(id)", "`id`", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)",
-    "\t=1", "'=1", "|", "\\|", "`", "```", "<b>", "&#64;", "<!--", "---", "\n", "\r\n", "\r", "\u2028", "\x85", "\0", "\x1b[2J",
-    "\u202e", "\ufeff", "\ud800", "\udfff", '"', "'", ",", ";", " ", "é", "e\u0301", "🙂", "日本", "a",
+    "{#", "{text}", "{0.__class__}", "%s", "%n", "${HOME}", "$(id)", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)",
+    "\t=1", "'=1", "|", "\\|", "`", "```", "<b>", "&#64;", "<!--", "---", "\n", "\r\n", "\r", "\u2028", "\x85", "\0",
+    "`id`", "\x1b[2J", "\u202e", "\ufeff", "\ud800", "\udfff", '"', "'", ",", ";", " ", "é", "e\u0301", "🙂", "日本", "a",
 ]  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def test_what_yaml_can_do_beside_plain_values_is_refused(
 
 PIECES = [
     *FRAGMENTS, "&a ", "*a", "<<: *a", "!!int ", "!!python/name:os.system ", "!!binary ", "!!timestamp ", "? ", ": ",
-    "- ", "\n  ", "\n", "[", "]", "{", "}", "|\n", ">\n", "---\n", "...\n", "%YAML 1.1\n", "0x", "1e9", ".inf", "~", "#",
-    "task:", "base_model:", "ingest:", "null", "true", "2001-01-01", "\t",
+    "- ", "\n  ", "\n", "[", "]", "{", "}", "|\n", ">\n", "---\n", "...\n", "%YAML 1.1\n", "0x", "1e9", ".inf", "~",
+    "#", "task:", "base_model:", "ingest:", "null", "true", "2001-01-01", "\t",
 ]  # fmt: skip
 
 
