@@ -112,11 +112,31 @@ def check_base(folder: Path) -> None:
         if name not in names:
             raise UserError(f"base_model: the source holds no {name}; save model and tokenizer with save_pretrained().")
     _check_weights(folder)
-    if "auto_map" in read_json(folder / "config.json"):
-        raise UserError(
-            "base_model: this model runs code of its own from its repository (auto_map in config.json), which is off "
-            "here. Choose an architecture that transformers has itself."
-        )
+    for name in ("config.json", "tokenizer_config.json"):
+        asks = _asks_for_code(read_json(folder / name)) if name in names else None
+        if asks:
+            raise UserError(
+                f"base_model: this model runs code of its own from a repository ({asks} in {name}), which is off here. "
+                "Choose an architecture that transformers has itself."
+            )
+
+
+def _asks_for_code(values: Any) -> str | None:
+    """The key of a configuration by which transformers would fetch code: a class, or a kernel of the Hub.
+
+    A kernel's name is OWNER/NAME, as in `"attn_implementation": "kernels-community/flash-attn2"`.
+    """
+    waiting = [values]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            for key, value in found.items():
+                if key == "auto_map" or (key.endswith("_implementation") and "/" in str(value)):
+                    return str(key)
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+    return None
 
 
 def _check_weights(folder: Path) -> None:

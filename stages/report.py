@@ -22,6 +22,7 @@ from stages.common.measuring.results_card import card_text
 from stages.common.params import Params, load_params
 from stages.common.schema.measuring import RecallThreshold
 from stages.common.schema.task import GenerationTask
+from stages.common.spreadsheets import original
 from stages.common.tables import read_json, read_table, write_text
 
 METRICS = Path("metrics/metrics.json")
@@ -204,7 +205,7 @@ def main() -> None:
         data={path.stem: read_json(path) for path in DATA_REPORTS},
         decision=read_json(DECISION),
         confusion=read_csv(CONFUSION),
-        misclassified=read_csv(MISCLASSIFIED),
+        misclassified=[row | {"id": original(row["id"])} for row in read_csv(MISCLASSIFIED)],
         examples=read_table(EXAMPLES, ["id", "text", "label", "adapter", "base"]).to_pylist(),
     )
     write_text(REPORT, report_text(results, params))

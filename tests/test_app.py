@@ -28,9 +28,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving.common.adapter import ADAPTER, read_adapter
 from serving.predictor import Predictor, load_predictor
 from serving.web import inputs
-from serving.web.answers import as_csv, neutral
+from serving.web.answers import as_csv
 from serving.web.look import heading
 from stages.common.errors import UserError
+from stages.common.spreadsheets import neutral
 from tests.served import LABELS, make_served, turns
 from tests.workplace import Workplace
 
@@ -655,7 +656,7 @@ def test_more_text_than_the_field_takes_is_refused() -> None:
 
 def test_cells_that_begin_as_formulas_get_an_apostrophe_and_nothing_else_changes() -> None:
     assert [neutral(f"{start}x") for start in "=+-@"] == ["'=x", "'+x", "'-x", "'@x"]
-    for cell in ("", "a=1", "1-2", "'=x", "a,=b", '{"a": 1}', "x\n=1"):
+    for cell in ("", "a=1", "1-2", "'x", "a,=b", '{"a": 1}', "x\n=1"):
         assert neutral(cell) == cell
     lines = [{"id": "-1", "text": 'a "b",\r\nc', "label": "=x", "probabilities": {"=x": 1.0}}]
     [row] = csv.DictReader(io.StringIO(as_csv(lines, ["=x"]), newline=""))

@@ -16,7 +16,7 @@ from stages.common.errors import UserError, listing
 from stages.common.schema.ingest import TableFormat
 from stages.common.sources.cells import ascii_controls
 from stages.common.sources.readers import format_of, read_rows
-from stages.common.sources.streams import COMPRESSIONS, DAMAGED, is_damage, open_decompressed
+from stages.common.sources.streams import COMPRESSIONS, DAMAGED, is_damage, lines_of, open_decompressed
 
 STDIN = "-"
 # What the readers say about params.yaml, and what to say here.
@@ -96,7 +96,7 @@ def read_lines(file: str, encoding: str) -> Iterator[tuple[int, str]]:
     name = name_of(file)
     with _as_bytes(file) as stream, io.TextIOWrapper(stream, encoding, "surrogateescape", newline="\n") as lines:
         try:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(lines_of(lines, name), start=1):
                 # A byte order mark is no part of the first text.
                 yield number, line.removesuffix("\n").removeprefix("\ufeff" if number == 1 else "")
         except UnicodeError as error:

@@ -14,6 +14,7 @@ from serving.common.chat import check_messages
 from serving.predictor import Content
 from stages.common.errors import UserError, listing
 from stages.common.sources.cells import RefusedRow, require_characters
+from stages.common.spreadsheets import csv_text
 
 JSON, JSON_LINES, CSV = "application/json", "application/jsonlines", "text/csv"
 # Names that others use for the same.
@@ -190,9 +191,7 @@ def write_answers(answers: Sequence[dict[str, Any]], form: str, single: bool) ->
         return _dumped(answers[0] if single else {"predictions": list(answers)})
     if form == JSON_LINES:
         return "".join(_dumped(answer) + "\n" for answer in answers)
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(_cells(answer) for answer in answers)
-    return lines.getvalue()
+    return csv_text(_cells(answer) for answer in answers)
 
 
 def _cells(answer: dict[str, Any]) -> list[Any]:

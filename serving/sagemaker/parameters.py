@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.common.errors import UserError, listing
-from stages.common.params import load_params
+from stages.common.params import load_params, read_yaml
 from stages.common.tables import read_json
 
 # The SDK sends some of its own, and the tuner the name of the metric that it tunes by.
@@ -45,7 +44,7 @@ def write_params(target: Path, project: Path, channels: dict[str, Path], hyperpa
         UserError: says all that is wrong with them.
     """
     hyperparameters = dict(hyperparameters)
-    values = _read_yaml(_origin(project, channels.get("params"), hyperparameters.pop("recipe", None)))
+    values = read_yaml(_origin(project, channels.get("params"), hyperparameters.pop("recipe", None)))
     if "base" in channels:
         values["base_model"] = {"source": "folder", "path": str(channels["base"])}
     problems = [problem for name, text in hyperparameters.items() if (problem := _set(values, name, text))]
@@ -63,7 +62,7 @@ def write_params(target: Path, project: Path, channels: dict[str, Path], hyperpa
 def _origin(project: Path, channel: Path | None, recipe: str | None) -> Path:
     recipes = {path.stem: path for path in sorted((project / "recipes").glob("*.yaml"))}
     if recipe is not None:
-        name = _decoded(recipe)
+        name = str(_decoded(recipe))
         if channel is not None:
             raise UserError("hyperparameter recipe: the channel 'params' has a whole params.yaml. Give one of them.")
         if name not in recipes:
@@ -76,16 +75,6 @@ def _origin(project: Path, channel: Path | None, recipe: str | None) -> Path:
         found = listing([path.name for path in channel.iterdir()])
         raise UserError(f"channel 'params': has to hold one YAML file, a whole params.yaml; it holds {found}.")
     return files[0]
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid YAML in UTF-8: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no keys. Complete examples are in recipes/.")
-    return values
 
 
 def _set(values: dict[str, Any], name: str, text: str) -> str | None:
@@ -120,7 +109,7 @@ def _typed(text: str, current: Any) -> Any:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

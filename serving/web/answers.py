@@ -11,11 +11,10 @@ from serving.batch.rows import Row
 from serving.common.adapter import Adapter
 from serving.predictor import Predictor, decide
 from stages.common.labels import join_labels
+from stages.common.spreadsheets import neutral
 
 # Answered at a time, between two moves of the progress bar.
 ROWS_AT_ONCE = 64
-# At the beginning of a cell they make a spreadsheet compute it; the wide ones and white space do so in some.
-FORMULA_STARTS = tuple("=+-@＝＋－＠\t\r\n")
 # The least probability that is asked for at first: more likely than all other labels together.
 LEAST_PROBABILITY = 0.5
 
@@ -119,11 +118,6 @@ def as_csv(lines: Sequence[Line], labels: Sequence[str]) -> str:
     writer.writerow([neutral(name) for name in columns])
     writer.writerows([[neutral(row[name]) if name in row else "" for name in columns] for row in rows])
     return file.getvalue()
-
-
-def neutral(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(FORMULA_STARTS) else cell
 
 
 def _cells(line: Line, labels: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import pickle
+import re
 import shutil
 import signal
 import sys
@@ -31,6 +34,8 @@ _REMEDIES = {
 _FULL_DISK = ("(os error 28)", "unexpected pos ")
 # How often a stage looks whether `dvc` is still there. A `dvc` takes longer than that to start.
 SECONDS_BETWEEN_LOOKS = 0.5
+# User and password of an address, which indexes, proxies and remotes have in the environment or in settings.
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
 
 class UserError(Exception):
@@ -58,6 +63,7 @@ def run_stage(main: Callable[[], None]) -> None:
     Bugs keep their traceback: it is what their report needs. A stage that DVC runs ends when `dvc` does: it would write
     its outputs while a second `dvc repro` makes them again.
     """
+    logging.setLogRecordFactory(_Record)
     try:
         if "DVC_STAGE" in os.environ:
             signal.signal(signal.SIGTERM, _stop)
@@ -86,6 +92,11 @@ def run_stage(main: Callable[[], None]) -> None:
                 f"a process that prepares batches ended ({str(error).splitlines()[0]}); killed, perhaps because the "
                 "machine is out of memory. Run the same command again: it goes on from the last checkpoint"
             )
+        if isinstance(error, pickle.UnpicklingError):
+            _fail(
+                "a checkpoint holds something else than tensors and plain values, which could run code, and was not "
+                f"loaded ({str(error).splitlines()[0]}). Remove the run's folder among the checkpoints to start anew"
+            )
         if "DefaultCPUAllocator" in str(error):
             _fail("the machine is out of memory: close other programs, set MICRO_BATCH_SIZE=1, or take a smaller base")
         if "CUDA out of memory" in str(error):
@@ -103,7 +114,7 @@ def _number_and_place(error: OSError) -> tuple[int | None, str]:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -154,6 +165,18 @@ def _is_child(process: psutil.Process, parent: int) -> bool:
         return process.ppid() == parent
     except psutil.Error:
         return False
+
+
+def without_credentials(text: str) -> str:
+    """A text whose addresses have lost the user and password before the host."""
+    return _CREDENTIALS.sub("***@", text)
+
+
+class _Record(logging.LogRecord):
+    """What a library logs: huggingface_hub, for one, logs each address that it tries again."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's own name
+        return without_credentials(super().getMessage())
 
 
 def listing(items: list[str], most: int = 10) -> str:

@@ -76,7 +76,7 @@ def load_base(dtype: torch.dtype | None = None) -> PreTrainedModel:
         )
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"{folder}: transformers cannot load this base model: {error}") from error
     model, report = loaded
     if report["missing_keys"]:
@@ -120,6 +120,13 @@ def check_adapter(adapter: Path) -> None:
         raise UserError(
             f"{adapter}: holds no adapter. Fetch the committed one with `dvc pull {adapter}`, or train one with "
             "`dvc repro finetune`."
+        )
+    # PEFT would take pickled weights in their place, and run what code torch lets them have.
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{adapter}: lacks adapter_model.safetensors. Weights are loaded from safetensors only, since pickled ones "
+            f"(adapter_model.bin) can run code. Restore it with `dvc pull --force {adapter}`, or run `dvc repro "
+            "finetune`."
         )
     trained_on = adapter / "base.json"
     if trained_on.is_file() and read_json(trained_on)["files"] != read_json(BASE_PIN)["files"]:

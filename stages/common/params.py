@@ -8,7 +8,6 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.common.errors import UserError
 from stages.common.schema.base_model import BaseModelSource
@@ -22,6 +21,8 @@ from stages.common.schema.prompts import FormatPrompts, Split
 from stages.common.schema.task import Task
 
 PARAMS_PATH = Path("params.yaml")
+# Labels and aliases of the largest known tables are some thousands.
+MOST_VALUES = 100_000
 
 
 class Params(Block):
@@ -50,10 +51,10 @@ def load_params(*blocks: str, path: Path = PARAMS_PATH) -> Params:
     Raises:
         UserError: the file cannot be read, or has missing, unknown or wrong keys; all of them are named.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path)
     types = get_type_hints(Params, include_extras=True)
     wanted = {name: types[name] for name in blocks or Params.model_fields}
-    problems = [f"{name}: unknown block{_suggestion(name, list(types))}" for name in values if name not in types]
+    problems = [f"{name}: unknown block{_suggestion(str(name), list(types))}" for name in values if name not in types]
     loaded = {}
     for name, block_type in wanted.items():
         if name not in values:
@@ -72,7 +73,12 @@ def load_params(*blocks: str, path: Path = PARAMS_PATH) -> Params:
     return params
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a YAML file as they are.
+
+    Raises:
+        UserError: it cannot be read, or holds what no block of params.yaml can.
+    """
     # YAML 1.2, as DVC reads it: `no` is a text and 1e-3 a number. The safe loader makes plain values only.
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -80,11 +86,36 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not found. Run this in the repository's root, or copy a file of recipes/ to it."
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid YAML in UTF-8: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # beside YAMLError ruamel raises whatever its constructors stumble over
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
+        raise UserError(f"{path}: is not valid YAML in UTF-8: {reason}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no keys. Complete examples are in recipes/.")
+    problem = _unusable(values)
+    if problem:
+        raise UserError(f"{path}: {problem}")
     return values
+
+
+def _unusable(values: dict[Any, Any]) -> str | None:
+    """What no block can hold: texts with a NUL byte, and aliases (`*name`) that make ever more of a few lines."""
+    waiting: list[tuple[str, Any]] = [("", values)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return None
+        if len(waiting) > MOST_VALUES:
+            break
+        place, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{key}".lstrip(".")[:200], item) for key, item in value.items()]
+            waiting += [(f"{place}: a key"[:200], key) for key in value]
+        elif isinstance(value, list | tuple | set):
+            waiting += [(f"{place}.{number}"[:200], item) for number, item in enumerate(value)]
+        elif isinstance(value, str) and "\0" in value:
+            return f"{place}: holds a NUL byte. Take it out."
+    return f"holds more than {MOST_VALUES:,} values, aliases (*name) counted wherever they stand. Write fewer."
 
 
 def _suggestion(name: str, known: list[str]) -> str:

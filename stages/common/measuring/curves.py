@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from stages.common.labels import INVALID
 from stages.common.measuring.metrics import calibration_bins, confidence_and_correctness
 from stages.common.measuring.ranking import operating_points
+from stages.common.spreadsheets import csv_text
 from stages.common.tables import write_text
 
 POINTS = 200
@@ -129,8 +129,4 @@ def thin(x: np.ndarray, y: np.ndarray) -> list[Row]:
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Row]) -> None:
     """Write a CSV table; without rows it is the header alone, which `dvc plots` passes over in silence."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    write_text(path, csv_text([header, *rows]))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 # Signs that Markdown, HTML, tables or GitHub's formulas could take for markup; as a number, a sign never is one.
 _MARKUP = str.maketrans({sign: f"&#{ord(sign)};" for sign in r"\`*_[]~$|"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_UNQUOTABLE = re.compile(r"[`|\\]|[^\S ]|[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 # Control characters, and those that turn the direction of what follows, other cells included.
 _UNSHOWABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -33,7 +34,10 @@ def number(value: float | None) -> str:
 def literal(value: str) -> str:
     """A short text from the data as code, so that neither `<invalid>` nor a `|` is taken for markup."""
     line = " ".join(value.splitlines())
-    return f"`{line.replace('|', chr(92) + '|').replace('`', chr(39))}`"
+    # Within backticks a backtick, and in a table a | behind a backslash, could not be written; nor could nothing.
+    if line.strip() and not _UNQUOTABLE.search(line):
+        return f"`{line}`"
+    return f"<code>{_UNSHOWABLE.sub(chr(0xFFFD), line).translate(_MARKUP)}</code>"
 
 
 def text_cell(text: str, most: int) -> str:

@@ -23,6 +23,7 @@ from stages.common.measuring.thresholds import label_threshold, promise
 from stages.common.progress import progress
 from stages.common.schema.measuring import Evaluate
 from stages.common.schema.task import ClassificationTask
+from stages.common.spreadsheets import neutral
 
 HEADLINE = ("f1_macro", "macro-F1")
 
@@ -148,7 +149,9 @@ def plot_tables(
     actual = predictions(adapter._replace(predicted=adapter.actual), rows, task)
     listed = zip(rows, actual, predictions(adapter, rows, task), confidence, strict=True)
     tables: curves.Tables = {
-        "misclassified": [(adapter.ids[row], label, given, curves.rounded(sure)) for row, label, given, sure in listed],
+        "misclassified": [
+            (neutral(adapter.ids[row]), label, given, curves.rounded(sure)) for row, label, given, sure in listed
+        ],
         "per_class_f1": curves.per_class_rows(blocks, answers),
     }
     with progress(len(answers), "drawing curves", "predictor") as bar:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from stages.common.measuring import curves
 from stages.common.measuring.answers import Answers
+from stages.common.spreadsheets import neutral
 from stages.common.tables import open_table
 
 LISTED_EXAMPLES = 20
@@ -27,15 +28,17 @@ def rows_in_order(answers: Answers, positive: int, slices: Sequence[str | None])
 
     Returns:
         Rank from 1 on, id, slice (an empty cell where there is none), probability, and whether the row was decided
-        positive, as `true` or `false`. No rows where answers were generated: they have no order.
+        positive, as `true` or `false`. No rows where answers were generated: they have no order. People open this list
+        in spreadsheets, so ids and slices are as `neutral` makes them; the predictions have them as they are.
     """
     if answers.probabilities is None:
         return []
     scores = answers.probabilities[:, positive]
     order = np.argsort(-scores, kind="stable").tolist()
     chosen = answers.predicted == positive
+    shown = [None if part is None else neutral(part) for part in slices]
     return [
-        (rank, answers.ids[row], slices[row], float(scores[row]), "true" if chosen[row] else "false")
+        (rank, neutral(answers.ids[row]), shown[row], float(scores[row]), "true" if chosen[row] else "false")
         for rank, row in enumerate(order, start=1)
     ]
 

@@ -26,6 +26,7 @@ from stages.common.measuring.thresholds import label_threshold, promise
 from stages.common.progress import progress
 from stages.common.schema.measuring import Evaluate, RecallThreshold
 from stages.common.schema.task import ClassificationTask
+from stages.common.spreadsheets import neutral
 
 HEADLINE = ("f1_macro", "macro-F1")
 
@@ -168,7 +169,7 @@ def plot_tables(
     tables: curves.Tables = {
         "confusion": curves.confusion_rows(matrix, task.labels),
         "misclassified": [
-            (adapter.ids[row], task.labels[adapter.actual[row]], prediction, curves.rounded(sure))
+            (neutral(adapter.ids[row]), task.labels[adapter.actual[row]], prediction, curves.rounded(sure))
             for prediction, sure, row in listed
         ],
         "per_class_f1": curves.per_class_rows(blocks, answers),

@@ -60,6 +60,14 @@ class HubSource(Block):
     paths: SplitPaths
     format: TableFormat | None
 
+    @model_validator(mode="after")
+    def _inside_the_repository(self) -> HubSource:
+        for path in split_paths(self.paths):
+            pure = PurePosixPath(path)
+            if pure.is_absolute() or ".." in pure.parts:
+                raise ValueError(f"paths: {path!r} does not lie in the repository")
+        return self
+
 
 class PackageSource(Block):
     """A file inside a published Python package, which may lie in an archive inside it."""

@@ -28,7 +28,7 @@ class ClassificationTask(Block):
         problems += [
             f"labels: {label!r} begins or ends with white space, or has more than one line"
             for label in self.labels
-            if label != label.strip() or "\n" in label
+            if label != label.strip() or len(label.splitlines()) > 1
         ]
         if INVALID in self.labels:
             problems.append(f"labels: {INVALID!r} is what an unreadable answer is written as; choose another name")

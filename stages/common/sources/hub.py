@@ -109,6 +109,8 @@ def _clear_errors(repo_id: str, repo_type: RepositoryType) -> Iterator[None]:
     token = "the token in HF_TOKEN" if _token() else "no token (HF_TOKEN is not set)"
     try:
         yield
+    except errors.HFValidationError as error:
+        raise UserError(f"{repo_id!r} cannot name a repository on the Hub: {error}") from None
     except errors.GatedRepoError:
         reason = (
             "and the account of the token in HF_TOKEN was not let in. Accept the licence on that page with that "

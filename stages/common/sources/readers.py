@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import functools
 import io
 import itertools
 import operator
@@ -13,12 +14,21 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.common.errors import UserError, listing
 from stages.common.schema.ingest import TableFormat
 from stages.common.sources.json_objects import json_objects
-from stages.common.sources.streams import COMPRESSIONS, DAMAGED, is_damage, open_decompressed, seekable
+from stages.common.sources.streams import (
+    COMPRESSIONS,
+    DAMAGED,
+    Allowance,
+    is_damage,
+    lines_of,
+    open_decompressed,
+    seekable,
+)
 
 TYPES = {
     **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet"},
@@ -27,6 +37,8 @@ TYPES = {
 }
 # A longer cell is no text any more but a quote that was never closed.
 MAX_CELL_CHARACTERS = 32 * 1024 * 1024
+# What a row takes in Parquet at least: in a file of one repeated value it would take nothing.
+BYTES_OF_A_ROW = 64
 # JSON Lines name their columns in each row, so "there is no such column" is decided on this many.
 ROWS_THAT_SHOW_COLUMNS = 100
 
@@ -75,9 +87,13 @@ def read_rows(
         either the values, or a text that says why the row cannot be used.
 
     Raises:
-        UserError: the file is empty or damaged, is not in its encoding, or lacks a column.
+        UserError: the file is empty or damaged, is not in its encoding, lacks a column, or decompresses to more than
+            its `Allowance`.
     """
-    readers = {"csv": _delimited_rows, "tsv": _delimited_rows, "jsonl": _json_rows, "parquet": _parquet_rows}
+    parquet_rows = functools.partial(_parquet_rows, Allowance(path, name))
+    readers: dict[str, Callable[..., Iterator[Row]]] = {
+        **{"csv": _delimited_rows, "tsv": _delimited_rows, "jsonl": _json_rows, "parquet": parquet_rows}
+    }
     if path.stat().st_size == 0:
         raise UserError(f"{name}: is empty. Put a table there, or take it out of its source's paths in params.yaml.")
     row = 0
@@ -100,7 +116,7 @@ def _delimited_rows(stream: IO[bytes], name: str, table_format: TableFormat, col
     # The limit is the csv module's own, for the whole process.
     csv.field_size_limit(MAX_CELL_CHARACTERS)
     reader = csv.reader(
-        _text_of(stream, name, table_format),
+        lines_of(_text_of(stream, name, table_format), name),
         delimiter="," if table_format.type == "csv" else "\t",
         quoting=csv.QUOTE_MINIMAL if table_format.quoting else csv.QUOTE_NONE,
         # Not strict, a quote that is never closed would swallow the rest of the file without a word.
@@ -216,22 +232,62 @@ def _json_rows(stream: IO[bytes], name: str, table_format: TableFormat, columns:
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(stream: IO[bytes], name: str, table_format: TableFormat, columns: list[str]) -> Iterator[Row]:
+def _parquet_rows(
+    allowance: Allowance, stream: IO[bytes], name: str, table_format: TableFormat, columns: list[str]
+) -> Iterator[Row]:
     assert table_format.type == "parquet"
     with seekable(stream) as file:
         try:
             table = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
+            # Texts that repeat are decoded once: a bomb names one of a hundred megabytes in each of a million rows.
+            texts = [leaf.path for leaf in _leaves(table.schema) if leaf.physical_type == "BYTE_ARRAY"]
+            table = pq.ParquetFile(file, metadata=table.metadata, read_dictionary=texts)
+        except pa.ArrowException as error:
             raise UserError(f"{name}: is no Parquet file ({str(error)[:200]}). Check its name or `format`.") from None
-        require_columns(table.schema_arrow.names, columns, name)
+        _positions(table.schema_arrow.names, columns, name)
         number = 0
         try:
-            for batch in table.iter_batches(batch_size=1_000, columns=columns):
-                for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+            for batch in table.iter_batches(batch_size=4_000, columns=columns):
+                size = sum(map(decoded_bytes, batch.columns))
+                allowance.take(size + BYTES_OF_A_ROW * batch.num_rows)
+                arrays = [batch.column(column) for column in columns]
+                for values in _rows_at_once(arrays) if size <= MAX_CELL_CHARACTERS else _rows_one_by_one(arrays):
                     number += 1
                     yield number, values
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise UserError(f"{name}: is damaged after row {number:,} ({str(error)[:200]}). Fetch it again.") from None
+
+
+def _leaves(schema: Any) -> Iterator[Any]:
+    return (schema.column(index) for index in range(len(schema)))
+
+
+def decoded_bytes(array: pa.Array) -> int:
+    """What an array takes once each of its texts stands for itself, not for a place in a dictionary."""
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.binary_length(array.dictionary).take(array.indices)
+        return pc.sum(lengths).as_py() or 0
+    if pa.types.is_map(array.type):
+        return decoded_bytes(array.keys) + decoded_bytes(array.items)
+    if pa.types.is_struct(array.type):
+        return sum(map(decoded_bytes, array.flatten()))
+    return decoded_bytes(array.flatten()) if pa.types.is_nested(array.type) else int(array.nbytes)
+
+
+def _rows_at_once(arrays: list[pa.Array]) -> Iterator[Sequence[Any] | str]:
+    try:
+        plain = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
+        return zip(*(array.to_pylist() for array in plain), strict=True)
+    except (ValueError, OverflowError):
+        return _rows_one_by_one(arrays)
+
+
+def _rows_one_by_one(arrays: list[pa.Array]) -> Iterator[Sequence[Any] | str]:
+    for cells in zip(*arrays, strict=True):
+        try:
+            yield [cell.as_py() for cell in cells]
+        except (ValueError, OverflowError) as error:
+            yield f"holds a text that is not UTF-8, or a time that no calendar has ({error})"
 
 
 # --- encodings --------------------------------------------------------------------------------------------------------
@@ -241,17 +297,22 @@ def _encoding_problem(path: Path, name: str, encoding: str) -> str:
     """Where a file stops being text in `encoding`; read again from the start, since readers decode ahead."""
     decoder = codecs.getincrementaldecoder(encoding)()
     line, head = 1, b""
-    with open_decompressed(path, name) as stream:
-        try:
-            for piece in stream:
+    try:
+        with open_decompressed(path, name) as stream:
+            while piece := stream.read(1 << 20):
                 head = head or piece[:4]
                 line += decoder.decode(piece).count("\n")
             decoder.decode(b"", final=True)
-        except UnicodeError as error:
-            reason = getattr(error, "reason", str(error))
-            remedy = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "the file's own (often cp1252 or utf-16)"
-            return (
-                f"{name}: line {line:,} is not {encoding} text ({reason}). Set its source's format.encoding to "
-                f"{remedy}, or save the file as UTF-8."
-            )
+    except UnicodeError as error:
+        line += error.object[: error.start].count(b"\n") if isinstance(error, UnicodeDecodeError) else 0
+        reason = getattr(error, "reason", str(error))
+        remedy = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "the file's own (often cp1252 or utf-16)"
+        return (
+            f"{name}: line {line:,} is not {encoding} text ({reason}). Set its source's format.encoding to "
+            f"{remedy}, or save the file as UTF-8."
+        )
+    except DAMAGED as error:
+        if not is_damage(error):
+            raise
+        return f"{name}: is damaged or incomplete ({error}). Fetch it again."
     raise AssertionError("the second reading found nothing wrong")
