@@ -18,7 +18,7 @@ from stages.common.leakage import PARTS
 from stages.common.prompting.kinds import prompt_kind
 from stages.common.schema.prompts import FormatPrompts
 from stages.common.schema.task import ClassificationTask, Task
-from stages.common.tables import open_parquet, table_metadata
+from stages.common.tables import batches_of, open_parquet, table_metadata
 
 SPLITS = Path("data/splits")
 PROMPTS = Path("data/prompts.parquet")
@@ -151,7 +151,7 @@ def read_part(
 
 def _small_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with open_parquet(path) as table:
-        yield from table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns)
+        yield from batches_of(table, ROWS_AT_A_TIME, columns)
 
 
 def _text_hash(text: str) -> int:

@@ -19,6 +19,7 @@ from stages.common.errors import UserError, listing
 from stages.common.schema.ingest import TableFormat
 from stages.common.sources.json_objects import json_objects
 from stages.common.sources.streams import COMPRESSIONS, DAMAGED, is_damage, open_decompressed, seekable
+from stages.common.tables import batches_of
 
 TYPES = {
     **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet"},
@@ -226,7 +227,7 @@ def _parquet_rows(stream: IO[bytes], name: str, table_format: TableFormat, colum
         require_columns(table.schema_arrow.names, columns, name)
         number = 0
         try:
-            for batch in table.iter_batches(batch_size=1_000, columns=columns):
+            for batch in batches_of(table, 1_000, columns):
                 for values in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
                     number += 1
                     yield number, values
