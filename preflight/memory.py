@@ -178,8 +178,8 @@ def _layer_bytes_per_token(shape: Shape, run: Run) -> float:
     queries = shape.heads * shape.head_size
     # RMSNorm's float32 input; compiled, it is computed again from what is there.
     second_norm = 0 if run.compiled else 4 * hidden
-    # LoRA's matrices are float32 and cast their input anew on a dequantised GPU base: a copy for each, where bitsandbytes'
-    # layers share the input as it is.
+    # LoRA's matrices are float32 and cast their input anew beside a dequantised base: a copy for each on a GPU, where
+    # bitsandbytes' layers share the input as it is.
     inputs = size * (2 * hidden if run.dense and size < 4 else hidden)
     output_input = size * queries if run.dense and size < 4 else 0
     # gate, its SiLU, up, and their product; the SiLU is computed again by compiled layers (settled by one measurement).

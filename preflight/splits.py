@@ -115,7 +115,8 @@ def read_shortened(root: Path = Path()) -> tuple[int, int] | None:
 
 
 def read_parts(footer: Mapping[str, Any], begin_id: int | None, root: Path = Path()) -> dict[str, Part]:
-    """Read data/splits/ in batches: time in proportion to its tokens, memory to one batch and some 150 bytes a row.
+    """Read data/splits/ in batches: time in proportion to its tokens, memory to one batch and the keys of
+    the texts of validation and test.
 
     Args:
         footer: the prompt format.
@@ -125,33 +126,40 @@ def read_parts(footer: Mapping[str, Any], begin_id: int | None, root: Path = Pat
     parts, texts = {}, set[int]()
     # Test first: a text that is also there is a fault of the row in train.
     for name in reversed(PARTS):
-        parts[name], own = read_part(root / SPLITS / f"{name}.parquet", footer, begin_id, texts)
-        texts |= own
+        parts[name] = read_part(root / SPLITS / f"{name}.parquet", footer, begin_id, texts)
+        if name != PARTS[0]:
+            texts |= read_texts(root / SPLITS / f"{name}.parquet")
     return {name: parts[name] for name in PARTS}
 
 
-def read_part(
-    path: Path, footer: Mapping[str, Any], begin_id: int | None, later_texts: set[int]
-) -> tuple[Part, set[int]]:
-    """One part, and the keys of its texts; see `read_parts`."""
-    part, texts = Part(), set[int]()
+def read_part(path: Path, footer: Mapping[str, Any], begin_id: int | None, later_texts: set[int]) -> Part:
+    """One part; see `read_parts`."""
+    part = Part()
     columns = ["id", "text", "prompt_ids", "prompt_answer_mask", "completion_ids"]
     has_labels = bool(footer["labels"])
     for batch in _small_batches(path, columns + ["label"] * has_labels):
         part.rows += batch.num_rows
-        keys = [_text_hash(text) for text in batch["text"].to_pylist()]
+        keys = _text_hashes(batch)
         part.shared.add(np.array([key in later_texts for key in keys], bool), batch["id"])
-        texts.update(keys)
         if has_labels:
             _count_labels(part, batch["label"].to_pylist(), footer["kind"])
         _check_begins(part, batch, begin_id)
         _check_answers(part, batch, footer)
-    return part, texts
+    return part
+
+
+def read_texts(path: Path) -> set[int]:
+    """The keys of a part's texts."""
+    return {key for batch in _small_batches(path, ["text"]) for key in _text_hashes(batch)}
 
 
 def _small_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with open_parquet(path) as table:
         yield from batches_of(table, ROWS_AT_A_TIME, columns)
+
+
+def _text_hashes(batch: pa.RecordBatch) -> list[int]:
+    return [_text_hash(text) for text in batch["text"].to_pylist()]
 
 
 def _text_hash(text: str) -> int:
