@@ -57,6 +57,7 @@ class Part:
         rows: how many.
         labels: rows that have each label; empty where answers are texts.
         longest_tokens: of prompt and completion together.
+        tokens, squares: sums over the rows of these lengths, and of their squares.
         answer_tokens: length of each row's completion, its terminator included; empty with multi_label.
         unlearnable: rows without any token to learn, the terminator aside.
         wrong_masks: rows whose prompt_answer_mask is not as long as the prompt.
@@ -71,6 +72,8 @@ class Part:
     rows: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     longest_tokens: int = 0
+    tokens: int = 0
+    squares: int = 0
     answer_tokens: list[int] = field(default_factory=list)
     unlearnable: Hits = field(default_factory=Hits)
     wrong_masks: Hits = field(default_factory=Hits)
@@ -209,6 +212,8 @@ def _check_answers(part: Part, batch: pa.RecordBatch, footer: Mapping[str, Any])
         part.answer_tokens += answers.tolist()
     part.over_budget.add(totals > footer["max_length_tokens"], ids)
     part.longest_tokens = max(part.longest_tokens, int(totals.max(initial=0)))
+    part.tokens += int(totals.sum())
+    part.squares += int((totals**2).sum())
 
 
 def _lengths(column: pa.Array) -> Numbers:

@@ -136,7 +136,7 @@ def oversampled(labels: list[str], seed: int) -> np.ndarray:
         Indices of rows, ascending, int64; each row occurs at least once.
     """
     randomness = np.random.default_rng(seed)
-    # NumPy sorts objects one comparison at a time: 3 s a million rows, where this takes a tenth.
+    # NumPy would compare the labels of all rows as objects, to sort them.
     encoded = pa.array(labels, pa.string()).dictionary_encode()
     names, of_row = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
     counts = np.bincount(of_row)
