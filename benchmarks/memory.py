@@ -1,8 +1,8 @@
 """Peak memory and speed of training, for the table that `preflight.plan` predicts from.
 
 `python -m benchmarks.memory llama-3.2-1b:387:16:32`: a base's shape, tokens of a prompt, rank, rows of a step; as many
-of these as wanted. LOW_MEMORY, PACK_ROWS and the other switches come from the environment. On a CPU give one alone:
-peak memory is the process's.
+of these as wanted. LOW_MEMORY, PACK_ROWS and the other switches come from the environment. On a CPU (Linux) it is
+resident memory, and one configuration a process: what an earlier one held is not all given back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import json
 import os
-import resource
+import re
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,14 @@ class Peak(StepClock):
         super().__init__()
         self.found: dict[str, int] = {}
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> None:
+        """Forget what making the base took."""
+        super().on_train_begin(args, state, control, **named)
+        if not torch.cuda.is_available():
+            Path("/proc/self/clear_refs").write_text("5")
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
         """Note the time, and at last the memory."""
         super().on_step_end(args, state, control, **named)
@@ -53,7 +61,8 @@ class Peak(StepClock):
                 "process_bytes": torch.cuda.max_memory_reserved() + outside,
             }
         else:
-            self.found = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            status = Path("/proc/self/status").read_text()
+            self.found = {"process_bytes": 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])}  # type: ignore[index]
 
 
 def main() -> None:

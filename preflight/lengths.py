@@ -38,8 +38,9 @@ class Lengths(NamedTuple):
     answer: float
 
     def most_tokens(self, rows: int) -> int:
-        """Tokens of the largest of many micro-batches: three standard deviations above the mean."""
-        return round(min(rows * self.longest, rows * self.mean + 3 * math.sqrt(rows) * self.spread))
+        """Tokens of the largest of many micro-batches: with the longest row, or three standard deviations above."""
+        usual = rows * self.mean + 3 * math.sqrt(rows) * self.spread
+        return round(min(rows * self.longest, max(usual, (rows - 1) * self.mean + self.longest)))
 
 
 def read_lengths(params: Params, rows: int | None, tokens: int | None, root: Path = Path()) -> Lengths:

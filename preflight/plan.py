@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import bisect
 import math
 import os
 from pathlib import Path
@@ -231,12 +232,13 @@ def longest_that_fits(params: Params, shape: Shape, lengths: Lengths, plan: Plan
     """Tokens of the longest row that could be trained alone; None where no row of 16 tokens could."""
     smallest = MicroBatch(1, params.finetune.global_batch_size, recompute_activations=True)
 
-    def fits(tokens: int) -> bool:
+    def needed(tokens: int) -> float:
         cut = lengths._replace(longest=tokens, mean=min(lengths.mean, tokens))
-        run = planned_run(params, shape, cut, smallest, plan.run.device, plan.free)
-        return process_bytes(shape, run) <= plan.free
+        return process_bytes(shape, planned_run(params, shape, cut, smallest, plan.run.device, plan.free))
 
-    return max((tokens for tokens in range(16, lengths.longest, 16) if fits(tokens)), default=None)
+    candidates = range(16, lengths.longest, 16)
+    fitting = bisect.bisect_right(candidates, plan.free, key=needed)
+    return candidates[fitting - 1] if fitting else None
 
 
 def print_memory(shape: Shape, plan: Plan) -> None:
