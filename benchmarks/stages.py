@@ -61,12 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="sizes of the table")
     parser.add_argument("--labels", type=int, default=3, help="how many labels (default: 3)")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="the last one to run")
     options = parser.parse_args()
     print("| stage | rows | seconds | CPU seconds | peak RSS, MiB | growth |\n|---|---|---|---|---|---|", flush=True)
     before: dict[str, tuple[int, float]] = {}
     for rows in sorted(options.rows):
         with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-            for stage, cost in measure_stages(Path(name), rows, options.labels):
+            for stage, cost in measure_stages(Path(name), rows, options.labels, options.until):
                 growth = f"{exponent(*before[stage], rows, cost.cpu_seconds):.2f}" if stage in before else ""
                 before[stage] = rows, cost.cpu_seconds
                 numbers = f"{cost.seconds:.2f} | {cost.cpu_seconds:.2f} | {cost.peak_mib:,.0f}"
@@ -78,10 +79,10 @@ def exponent(rows: int, seconds: float, more_rows: int, more_seconds: float) -> 
     return math.log(more_seconds / seconds) / math.log(more_rows / rows)
 
 
-def measure_stages(folder: Path, rows: int, labels: int) -> Iterator[tuple[str, Cost]]:
-    """Run each stage as DVC does, in a project made in `folder`."""
+def measure_stages(folder: Path, rows: int, labels: int, last: str = STAGES[-1]) -> Iterator[tuple[str, Cost]]:
+    """Run each stage as DVC does, in a project made in `folder`, up to the stage `last`."""
     in_own_process(prepare_project, folder, rows, [f"label{number}" for number in range(labels)])
-    for stage in STAGES:
+    for stage in STAGES[: STAGES.index(last) + 1]:
         if stage == "evaluate":
             in_own_process(write_model_outputs, folder)
         command = [sys.executable, "-m", f"stages.{stage}"]

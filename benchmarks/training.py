@@ -19,6 +19,7 @@ from stages.common.errors import run_stage
 from stages.common.model import machine_device
 from stages.common.processes import process_count
 from stages.common.schema.finetune import Finetune, Lora
+from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.rows import longest_row
 from stages.common.training.trainer import make_trainer, micro_batches
 
@@ -134,7 +135,7 @@ def train_recipe(recipe: Recipe, rows: Dataset, steps: int, folder: Path, clock:
     trainer.train()
 
 
-def train_here(rows: Dataset, rank: int, batch: int, steps: int, folder: Path, clock: StepClock) -> None:
+def train_here(rows: Dataset, rank: int, batch: int, steps: int, folder: Path, clock: StepClock) -> AnswerLossTrainer:
     """Train as the stage `finetune` does; it evaluates once, after the last step, which is not timed."""
     params = Finetune(
         seed=0,
@@ -157,6 +158,7 @@ def train_here(rows: Dataset, rank: int, batch: int, steps: int, folder: Path, c
     trainer = make_trainer(params, micro, folder, parts)
     trainer.add_callback(clock)
     trainer.train()
+    return trainer
 
 
 if __name__ == "__main__":

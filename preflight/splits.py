@@ -18,7 +18,7 @@ from stages.common.leakage import PARTS
 from stages.common.prompting.kinds import prompt_kind
 from stages.common.schema.prompts import FormatPrompts
 from stages.common.schema.task import ClassificationTask, Task
-from stages.common.tables import open_parquet, table_metadata
+from stages.common.tables import batches_of, open_parquet, table_metadata
 
 SPLITS = Path("data/splits")
 PROMPTS = Path("data/prompts.parquet")
@@ -57,6 +57,7 @@ class Part:
         rows: how many.
         labels: rows that have each label; empty where answers are texts.
         longest_tokens: of prompt and completion together.
+        tokens, squares: sums over the rows of these lengths, and of their squares.
         answer_tokens: length of each row's completion, its terminator included; empty with multi_label.
         unlearnable: rows without any token to learn, the terminator aside.
         wrong_masks: rows whose prompt_answer_mask is not as long as the prompt.
@@ -71,6 +72,8 @@ class Part:
     rows: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     longest_tokens: int = 0
+    tokens: int = 0
+    squares: int = 0
     answer_tokens: list[int] = field(default_factory=list)
     unlearnable: Hits = field(default_factory=Hits)
     wrong_masks: Hits = field(default_factory=Hits)
@@ -115,7 +118,8 @@ def read_shortened(root: Path = Path()) -> tuple[int, int] | None:
 
 
 def read_parts(footer: Mapping[str, Any], begin_id: int | None, root: Path = Path()) -> dict[str, Part]:
-    """Read data/splits/ in batches: time in proportion to its tokens, memory to one batch and some 150 bytes a row.
+    """Read data/splits/ in batches: time in proportion to its tokens, memory to one batch and the keys of
+    the texts of validation and test.
 
     Args:
         footer: the prompt format.
@@ -125,33 +129,40 @@ def read_parts(footer: Mapping[str, Any], begin_id: int | None, root: Path = Pat
     parts, texts = {}, set[int]()
     # Test first: a text that is also there is a fault of the row in train.
     for name in reversed(PARTS):
-        parts[name], own = read_part(root / SPLITS / f"{name}.parquet", footer, begin_id, texts)
-        texts |= own
+        parts[name] = read_part(root / SPLITS / f"{name}.parquet", footer, begin_id, texts)
+        if name != PARTS[0]:
+            texts |= read_texts(root / SPLITS / f"{name}.parquet")
     return {name: parts[name] for name in PARTS}
 
 
-def read_part(
-    path: Path, footer: Mapping[str, Any], begin_id: int | None, later_texts: set[int]
-) -> tuple[Part, set[int]]:
-    """One part, and the keys of its texts; see `read_parts`."""
-    part, texts = Part(), set[int]()
+def read_part(path: Path, footer: Mapping[str, Any], begin_id: int | None, later_texts: set[int]) -> Part:
+    """One part; see `read_parts`."""
+    part = Part()
     columns = ["id", "text", "prompt_ids", "prompt_answer_mask", "completion_ids"]
     has_labels = bool(footer["labels"])
     for batch in _small_batches(path, columns + ["label"] * has_labels):
         part.rows += batch.num_rows
-        keys = [_text_hash(text) for text in batch["text"].to_pylist()]
+        keys = _text_hashes(batch)
         part.shared.add(np.array([key in later_texts for key in keys], bool), batch["id"])
-        texts.update(keys)
         if has_labels:
             _count_labels(part, batch["label"].to_pylist(), footer["kind"])
         _check_begins(part, batch, begin_id)
         _check_answers(part, batch, footer)
-    return part, texts
+    return part
+
+
+def read_texts(path: Path) -> set[int]:
+    """The keys of a part's texts."""
+    return {key for batch in _small_batches(path, ["text"]) for key in _text_hashes(batch)}
 
 
 def _small_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with open_parquet(path) as table:
-        yield from table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns)
+        yield from batches_of(table, ROWS_AT_A_TIME, columns)
+
+
+def _text_hashes(batch: pa.RecordBatch) -> list[int]:
+    return [_text_hash(text) for text in batch["text"].to_pylist()]
 
 
 def _text_hash(text: str) -> int:
@@ -201,6 +212,8 @@ def _check_answers(part: Part, batch: pa.RecordBatch, footer: Mapping[str, Any])
         part.answer_tokens += answers.tolist()
     part.over_budget.add(totals > footer["max_length_tokens"], ids)
     part.longest_tokens = max(part.longest_tokens, int(totals.max(initial=0)))
+    part.tokens += int(totals.sum())
+    part.squares += int((totals**2).sum())
 
 
 def _lengths(column: pa.Array) -> Numbers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -115,10 +115,10 @@ def format_table(
 
 @dataclass
 class Tally:
-    """What the rows formatted so far add up to."""
+    """What the rows formatted so far add up to; of lengths, how many rows have each."""
 
-    prompt_tokens: array[int] = field(default_factory=lambda: array("i"))
-    answer_tokens: array[int] = field(default_factory=lambda: array("i"))
+    prompt_tokens: Counter[int] = field(default_factory=Counter)
+    answer_tokens: Counter[int] = field(default_factory=Counter)
     shortened: int = 0
     answers_cut: int = 0
     turns_dropped: int = 0
@@ -126,8 +126,8 @@ class Tally:
 
     def add(self, ids: list[str], rows: list[FormattedRow]) -> None:
         """Count some rows, with their ids."""
-        self.prompt_tokens.extend(len(row.prompt_ids) for row in rows)
-        self.answer_tokens.extend(len(row.completion_ids or []) for row in rows)
+        self.prompt_tokens.update(len(row.prompt_ids) for row in rows)
+        self.answer_tokens.update(len(row.completion_ids or []) for row in rows)
         self.shortened += sum(row.shortened for row in rows)
         self.answers_cut += sum(row.answer_cut for row in rows)
         self.turns_dropped += sum(row.turns_dropped for row in rows)
@@ -142,7 +142,7 @@ class Tally:
             answers are texts also the quantiles of theirs, and how many of the shortened rows lost the end of their
             answer (answers_cut) or, with conversations, their first turns (turns_dropped).
         """
-        rows = len(self.prompt_tokens)
+        rows = self.prompt_tokens.total()
         report: dict[str, Any] = {
             "rows": rows,
             "shortened": self.shortened,
@@ -177,8 +177,9 @@ def _to_batch(records: pa.RecordBatch, formatted: list[FormattedRow]) -> pa.Reco
     return pa.RecordBatch.from_arrays([*(records[name] for name in _KEPT), *made], schema=SCHEMA)
 
 
-def _quantiles(lengths: array[int]) -> dict[str, int]:
-    p50, p95, longest = np.quantile(lengths, [0.5, 0.95, 1], method="inverted_cdf")
+def _quantiles(lengths: Counter[int]) -> dict[str, int]:
+    found, rows = list(lengths), list(lengths.values())
+    p50, p95, longest = np.quantile(found, [0.5, 0.95, 1], method="inverted_cdf", weights=rows)
     return {"p50": int(p50), "p95": int(p95), "max": int(longest)}
 
 

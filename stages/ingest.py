@@ -26,13 +26,12 @@ from stages.common.sources.gather import (
     Rows,
     Source,
     gather,
-    spool_rows,
     unique_rows,
 )
 from stages.common.sources.opening import distinct_files, open_source
 from stages.common.sources.requirements import label_counts, require_labels, slice_counts
 from stages.common.sources.selection import choose_exemplars, draw_rows, without_exemplars
-from stages.common.tables import iter_batches, open_table, write_json
+from stages.common.tables import iter_batches, open_table, rows_at, write_json
 
 RECORDS = Path("data/records.parquet")
 EXEMPLARS = Path("data/exemplars.parquet")
@@ -92,7 +91,7 @@ def refusal_report(gathered: Gathered) -> dict[str, Any]:
 
 def write_rows(spool: Path, kept: NDArray[np.intp], exemplars: list[int]) -> None:
     """Write data/records.parquet and data/exemplars.parquet from the spool; both, or none when that fails."""
-    chosen = spool_rows(spool, exemplars, SCHEMA.names)
+    chosen = rows_at(spool, exemplars, SCHEMA.names)
     with open_table(EXEMPLARS, SCHEMA) as set_aside, open_table(RECORDS, SCHEMA) as records:
         for position in exemplars:
             set_aside.add(chosen[position])
@@ -106,7 +105,7 @@ def write_rows(spool: Path, kept: NDArray[np.intp], exemplars: list[int]) -> Non
 def texts_report(repeated: RepeatedTexts, kept: NDArray[np.intp], spool: Path) -> dict[str, Any]:
     """Counts and ids of texts that occur more than once."""
     positions = [[int(kept[row]) for row in rows] for rows in repeated.examples]
-    found = spool_rows(spool, [position for rows in positions for position in rows], ["id"])
+    found = rows_at(spool, [position for rows in positions for position in rows], ["id"])
     ids = [[found[position]["id"] for position in rows] for rows in positions]
     return {"texts": repeated.texts, "rows": repeated.rows, "ids": ids}
 

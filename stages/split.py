@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from stages.common.errors import UserError, run_stage
 from stages.common.leakage import (
     DROPPED,
+    LISTED_LEAKS,
     PARTS,
     TEST,
     TRAIN,
     VALIDATION,
     Flags,
     Integers,
+    Keys,
+    Parts,
     Rows,
     drop_leaks,
     leakage_error,
@@ -33,8 +37,8 @@ from stages.common.tables import (
     iter_batches,
     open_parquet,
     open_table,
-    read_table,
     row_count,
+    rows_at,
     table_metadata,
     write_json,
 )
@@ -56,12 +60,13 @@ def main() -> None:
     parts = assign_parts(rows, labels, params.split)
     parts, leaks = drop_leaks(parts, rows)
     if leaks and params.split.leakage == "error":
-        raise leakage_error(leaks, _ids(PROMPTS))
+        listed = [row for leak in leaks[:LISTED_LEAKS] for row in (leak.row, leak.other_row)]
+        raise leakage_error(leaks, _ids(PROMPTS, listed))
     check_every_part(parts, rows, params.task, params.split)
     write_parts(PROMPTS, SPLITS, parts)
     report = split_report(parts, rows, labels)
-    dropped_ids = _ids(PROMPTS).filter(pa.array(parts == DROPPED))[:MOST_LISTED].to_pylist()
-    write_json(REPORT, report | {"dropped_ids": dropped_ids})
+    dropped_ids = _ids(PROMPTS, np.flatnonzero(parts == DROPPED)[:MOST_LISTED])
+    write_json(REPORT, report | {"dropped_ids": list(dropped_ids.values())})
     print(f"split: {_summary(report)}")
 
 
@@ -77,26 +82,33 @@ def read_rows(prompts: Path, task: Task) -> Rows:
     if (prompt_format.get("kind"), prompt_format["labels"]) != (kind, labels):
         raise UserError(f"{prompts}: was made for another kind of task or other labels than {labels}. Run `dvc repro`.")
     part_index = {part: index for index, part in enumerate(PARTS)} | {None: DROPPED}
-    columns: tuple[list[Any], ...] = ([], [], [], [])
+    flags = np.zeros((total, len(labels)), np.bool_)
+    groups, texts, published = np.empty(total, np.uint64), np.empty(total, np.uint64), np.empty(total, np.int8)
+    start = 0
     with progress(total, "reading texts") as bar:
         for batch in iter_batches(prompts, columns=["text", "label", "group", "split"]):
-            columns[0].append(applying_labels(batch["label"].to_pylist(), labels, kind == "multi_label"))
-            columns[1].append(np.array(batch["group"].to_pylist(), np.bytes_))
-            columns[2].append(np.array([group_key(text) for text in batch["text"].to_pylist()], np.bytes_))
-            columns[3].append(np.array([part_index[part] for part in batch["split"].to_pylist()], np.int64))
+            here = slice(start, start + batch.num_rows)
+            flags[here] = applying_labels(batch["label"].to_pylist(), labels, kind == "multi_label")
+            groups[here] = _keys(batch["group"].to_pylist())
+            texts[here] = _keys([group_key(text) for text in batch["text"].to_pylist()])
+            published[here] = [part_index[part] for part in batch["split"].to_pylist()]
+            start += batch.num_rows
             bar.update(batch.num_rows)
-    flags, groups, texts, published = map(np.concatenate, columns)
     without = np.flatnonzero(published == DROPPED)
     if 0 < len(without) < total:
         raise UserError(
             f"{prompts}: {len(without):,} of {total:,} rows have no published split, the first is "
-            f"{_ids(prompts)[without[0]].as_py()!r}. Give every row train, validation or test, in "
+            f"{_ids(prompts, without[:1])[int(without[0])]!r}. Give every row train, validation or test, in "
             "ingest.columns.split or by naming the splits in paths, in further sources too; or name splits in none."
         )
     return Rows(strata_of(flags), flags, groups, texts, published if not len(without) else None)
 
 
-def assign_parts(rows: Rows, labels: list[str], params: Split) -> Integers:
+def _keys(digits: list[str]) -> Keys:
+    return np.array([int(hexadecimal, 16) for hexadecimal in digits], np.uint64)
+
+
+def assign_parts(rows: Rows, labels: list[str], params: Split) -> Parts:
     """Put every row into a part, groups whole, strata in equal shares; published parts stay as they are.
 
     What is missing is taken out of the published train (out of everything when nothing is published), test before
@@ -108,13 +120,13 @@ def assign_parts(rows: Rows, labels: list[str], params: Split) -> Integers:
         params: seed and shares.
 
     Returns:
-        int (n,), index into PARTS. A group that a published split has in two parts stays in two.
+        Small int (n,), index into PARTS. A group that a published split has in two parts stays in two.
 
     Raises:
         UserError: a published split without train, or too few groups for the parts to be made.
     """
     groups, group_of_row = np.unique(rows.groups, return_inverse=True)
-    parts = np.zeros(len(rows.strata), np.int64) if rows.published is None else rows.published.copy()
+    parts = np.zeros(len(rows.strata), np.int8) if rows.published is None else rows.published.copy()
     if not (parts == TRAIN).any():
         raise UserError(
             "split: the published split has no train rows, so there is nothing to train on or to take the other parts "
@@ -165,7 +177,7 @@ def _check_enough_groups(
             raise _too_few(label, True, count, "to share out", params)
 
 
-def check_every_part(parts: Integers, rows: Rows, task: Task, params: Split) -> None:
+def check_every_part(parts: Parts, rows: Rows, task: Task, params: Split) -> None:
     """Make sure that there is something to learn, to choose on and to measure: for each label, where there are labels.
 
     Raises:
@@ -197,7 +209,7 @@ def _too_few(label: str, applies: bool, groups: int, why: str, params: Split) ->
     )
 
 
-def write_parts(prompts: Path, folder: Path, parts: Integers) -> None:
+def write_parts(prompts: Path, folder: Path, parts: Parts) -> None:
     """Write the rows of each part to folder/PART.parquet, in their order, with the prompt format in the footer."""
     with open_parquet(prompts) as table:
         schema = pa.schema([table.schema_arrow.field(name) for name in COLUMNS])
@@ -214,7 +226,7 @@ def write_parts(prompts: Path, folder: Path, parts: Integers) -> None:
             bar.update(batch.num_rows)
 
 
-def split_report(parts: Integers, rows: Rows, labels: list[str]) -> dict[str, Any]:
+def split_report(parts: Parts, rows: Rows, labels: list[str]) -> dict[str, Any]:
     """Counts for the report: rows, groups and, with labels, rows of each in every part; and rows dropped from all."""
     report: dict[str, Any] = {"published": rows.published is not None}
     for part, name in enumerate(PARTS):
@@ -243,8 +255,8 @@ def _ceil(value: float) -> int:
     return math.ceil(round(value, 9))
 
 
-def _ids(prompts: Path) -> pa.ChunkedArray:
-    return read_table(prompts, ["id"])["id"]
+def _ids(prompts: Path, positions: npt.ArrayLike) -> dict[int, str]:
+    return {position: row["id"] for position, row in rows_at(prompts, positions, ["id"]).items()}
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def make_rows(
 ) -> Rows:
     """Every row its own group and text, and labels up to the last one that there is, unless said otherwise."""
     own = list(range(len(labels)))
-    keys = [np.array([group_key(f"k{key}") for key in column or own], np.bytes_) for column in (groups, texts)]
+    keys = [np.array([int(group_key(f"k{key}"), 16) for key in column or own], np.uint64) for column in (groups, texts)]
     sets = [found if isinstance(found, set) else {found} for found in labels]
     flags = np.zeros((len(sets), n_labels or 1 + max((max(found, default=0) for found in sets), default=0)), np.bool_)
     for row, found in enumerate(sets):

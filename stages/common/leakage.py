@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from stages.common.errors import UserError
 
@@ -14,9 +13,12 @@ PARTS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
 # In an array of parts: a row that is in none of them.
 DROPPED = -1
+LISTED_LEAKS = 10
 
 Integers = npt.NDArray[np.int64]
-Keys = npt.NDArray[np.bytes_]
+# Of a row each is kept in memory, so they are small: a part, and a digest of a text.
+Parts = npt.NDArray[np.int8]
+Keys = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 
 
@@ -27,16 +29,16 @@ class Rows(NamedTuple):
         strata: int (n,), what is shared out in equal parts: with one label for each text its index in task.labels; with
             several that of the rarest one, and for a text without any the number of labels; 0 where answers are texts.
         labels: bool (n, number of labels), the labels that each row has.
-        groups: bytes (n,), the column `group`.
-        texts: bytes (n,), equal for texts that are the same after normalisation.
-        published: int (n,), index into PARTS; or None when no split is published.
+        groups: 64 bits (n,), the column `group`.
+        texts: 64 bits (n,), equal for texts that are the same after normalisation.
+        published: small int (n,), index into PARTS; or None when no split is published.
     """
 
     strata: Integers
     labels: Flags
     groups: Keys
     texts: Keys
-    published: Integers | None
+    published: Parts | None
 
 
 class Leak(NamedTuple):
@@ -48,11 +50,11 @@ class Leak(NamedTuple):
     other_part: int
 
 
-def drop_leaks(parts: Integers, rows: Rows) -> tuple[Integers, list[Leak]]:
+def drop_leaks(parts: Parts, rows: Rows) -> tuple[Parts, list[Leak]]:
     """Find the rows that share a text or a group with a row of a later part, in the order train, validation, test.
 
     Args:
-        parts: int (n,), index into PARTS.
+        parts: small int (n,), index into PARTS.
         rows: see `Rows`.
 
     Returns:
@@ -60,13 +62,13 @@ def drop_leaks(parts: Integers, rows: Rows) -> tuple[Integers, list[Leak]]:
     """
     clean = parts.copy()
     leaks: list[Leak] = []
-    keys = [np.unique(column, return_inverse=True)[1] for column in (rows.texts, rows.groups)]
+    keys = [np.unique(column, return_inverse=True)[1].astype(np.int32) for column in (rows.texts, rows.groups)]
     # Validation first: a row that it loses takes nothing out of train.
     for part, other_part in ((VALIDATION, TEST), (TRAIN, TEST), (TRAIN, VALIDATION)):
         for key_of_row in keys:
             # Assigned backwards, so that the first row of the other part is the one that is named.
             others = np.flatnonzero(clean == other_part)[::-1]
-            row_with_key = np.full(key_of_row.max(initial=-1) + 1, -1)
+            row_with_key = np.full(key_of_row.max(initial=-1) + 1, -1, np.int32)
             row_with_key[key_of_row[others]] = others
             found = np.flatnonzero((clean == part) & (row_with_key[key_of_row] >= 0))
             leaks += [Leak(row, part, int(row_with_key[key_of_row[row]]), other_part) for row in found.tolist()]
@@ -74,13 +76,13 @@ def drop_leaks(parts: Integers, rows: Rows) -> tuple[Integers, list[Leak]]:
     return clean, sorted(leaks)
 
 
-def leakage_error(leaks: list[Leak], ids: pa.ChunkedArray) -> UserError:
-    """The error that lists the first ten leaks by the ids of their rows."""
+def leakage_error(leaks: list[Leak], ids: dict[int, str]) -> UserError:
+    """The error that lists the first leaks by the ids of their rows, see `LISTED_LEAKS`."""
     pairs = [
-        f"{ids[leak.row].as_py()} ({PARTS[leak.part]}) and {ids[leak.other_row].as_py()} ({PARTS[leak.other_part]})"
-        for leak in leaks[:10]
+        f"{ids[leak.row]} ({PARTS[leak.part]}) and {ids[leak.other_row]} ({PARTS[leak.other_part]})"
+        for leak in leaks[:LISTED_LEAKS]
     ]
-    more = [f"and {len(leaks) - 10:,} more"] if len(leaks) > 10 else []
+    more = [f"and {len(leaks) - LISTED_LEAKS:,} more"] if len(leaks) > LISTED_LEAKS else []
     listed = "\n  ".join(pairs + more)
     return UserError(
         f"split: {len(leaks):,} rows have the same text (but for case and punctuation) or the same group as a row of "

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -149,7 +151,38 @@ def table_metadata(path: str | Path, key: str) -> Any:
 def iter_batches(path: str | Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The table in batches of at most `ROWS_PER_GROUP` rows, so that any table fits in memory."""
     with open_parquet(path) as table:
-        yield from table.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns)
+        yield from batches_of(table, ROWS_PER_GROUP, columns)
+
+
+def batches_of(table: pq.ParquetFile, rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """An open table in batches of at most so many rows, some row groups in memory at a time.
+
+    Arrow, asked for all row groups at once, keeps what it has read of each until the end: the whole file.
+    """
+    groups: list[int] = []
+    held = 0
+    for number in range(table.num_row_groups):
+        size = table.metadata.row_group(number).num_rows
+        if groups and held + size > rows:
+            yield from table.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
+            groups, held = [], 0
+        groups.append(number)
+        held += size
+    yield from table.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
+
+
+def rows_at(path: str | Path, positions: npt.ArrayLike, columns: list[str]) -> dict[int, dict[str, Any]]:
+    """Some of a table's rows, by position; one pass, a batch in memory at a time."""
+    wanted, start = np.unique(np.asarray(positions, np.intp)), 0
+    found: dict[int, dict[str, Any]] = {}
+    if not len(wanted):
+        return {}
+    for batch in iter_batches(path, columns):
+        here = wanted[(wanted >= start) & (wanted < start + batch.num_rows)]
+        if len(here):
+            found.update(zip(here.tolist(), batch.take(pa.array(here - start)).to_pylist(), strict=True))
+        start += batch.num_rows
+    return found
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -155,13 +155,13 @@ def _dense_doubt(model: PreTrainedModel, *, trains: bool) -> str | None:
     if trains and not on_gpu:
         return "a CPU gains nothing by it in training"
     needed = linear_parameters(model) * model.dtype.itemsize
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else _available_memory()
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else available_memory()
     if needed > MOST_DENSE_SHARE * free:
         return f"it would take {needed / 2**30:.1f} of {free / 2**30:.1f} GiB that are free"
     return None
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes of main memory that this process may still take, in a container of what the container has."""
     free = psutil.virtual_memory().available
     most, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")

@@ -17,7 +17,7 @@ from stages.common.sources.columns import SPLITS, Mapping, Record
 from stages.common.sources.duplicates import first_positions
 from stages.common.sources.opening import SourceFile
 from stages.common.sources.readers import read_rows
-from stages.common.tables import iter_batches, open_table
+from stages.common.tables import iter_batches, open_table, rows_at
 from stages.common.text_keys import group_key
 
 SCHEMA = pa.schema([(name, pa.string()) for name in Record._fields])
@@ -180,7 +180,7 @@ def unique_rows(gathered: Gathered, spool: Path) -> NDArray[np.intp]:
     holders = distinct[first_positions(rows["id"][distinct])]
     taken = holders != distinct
     late, early = distinct[taken], holders[taken]
-    texts = spool_rows(spool, late[:LISTED_REFUSALS], ["id"])
+    texts = rows_at(spool, late[:LISTED_REFUSALS], ["id"])
     for number, (position, holder) in enumerate(zip(late.tolist(), early.tolist(), strict=True)):
         row, first = rows[position], rows[holder]
         identifier = shown(texts[position]["id"]) if number < LISTED_REFUSALS else "…"
@@ -200,17 +200,3 @@ def spool_counts(spool: Path, positions: NDArray[np.intp], column: str) -> Count
         counts.update({item["values"]: item["counts"] for item in values.value_counts().to_pylist()})
         start += batch.num_rows
     return counts
-
-
-def spool_rows(spool: Path, positions: NDArray[np.intp] | list[int], columns: list[str]) -> dict[int, dict[str, Any]]:
-    """Some of the spool's rows, by position; one pass, a batch in memory at a time."""
-    wanted, start = np.unique(np.asarray(positions, np.intp)), 0
-    found: dict[int, dict[str, Any]] = {}
-    if not len(wanted):
-        return {}
-    for batch in iter_batches(spool, columns):
-        here = wanted[(wanted >= start) & (wanted < start + batch.num_rows)]
-        if len(here):
-            found.update(zip(here.tolist(), batch.take(pa.array(here - start)).to_pylist(), strict=True))
-        start += batch.num_rows
-    return found

@@ -29,6 +29,7 @@ from stages.common.sources.streams import (
     open_decompressed,
     seekable,
 )
+from stages.common.tables import batches_of
 
 TYPES = {
     **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet"},
@@ -247,7 +248,7 @@ def _parquet_rows(
         _positions(table.schema_arrow.names, columns, name)
         number = 0
         try:
-            for batch in table.iter_batches(batch_size=4_000, columns=columns):
+            for batch in batches_of(table, 4_000, columns):
                 size = sum(map(decoded_bytes, batch.columns))
                 allowance.take(size + BYTES_OF_A_ROW * batch.num_rows)
                 arrays = [batch.column(column) for column in columns]

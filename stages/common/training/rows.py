@@ -136,11 +136,13 @@ def oversampled(labels: list[str], seed: int) -> np.ndarray:
         Indices of rows, ascending, int64; each row occurs at least once.
     """
     randomness = np.random.default_rng(seed)
-    names, of_row = np.unique(np.array(labels, dtype=object), return_inverse=True)
-    counts = np.bincount(of_row, minlength=len(names))
+    # NumPy would compare the labels of all rows as objects, to sort them.
+    encoded = pa.array(labels, pa.string()).dictionary_encode()
+    names, of_row = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    counts = np.bincount(of_row)
     chosen = []
-    for index in range(len(names)):
-        rows = np.flatnonzero(of_row == index)
+    for code in sorted(range(len(names)), key=lambda code: names[code]):
+        rows = np.flatnonzero(of_row == code)
         copies, rest = divmod(int(counts.max()), len(rows))
         chosen += [np.repeat(rows, copies), randomness.choice(rows, rest, replace=False)]
     return np.sort(np.concatenate(chosen))

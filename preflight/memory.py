@@ -1,0 +1,220 @@
+"""How much memory training takes: a sum of terms, each of which follows from the base's shape and from what is run.
+
+The terms count bytes that PyTorch holds for the autograd graph of a Llama-like decoder as PEFT and TRL run it. Where
+one was settled by a measurement rather than by reading what is saved, its comment says so. `tests/test_plan.py`
+compares the sums with `preflight/measurements.jsonl`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.common.errors import UserError
+from stages.common.tables import read_json
+
+GIB = 2**30
+# NF4 with double quantisation: half a byte, a byte for each block of 64, four for each 256 of those (QLoRA, section 3).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Of a trained number: AdamW's two moments, in float32 or in blocks of bytes.
+STATE_BYTES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+# Of a logit: its bfloat16, its float32, the logarithm of its softmax and the gradients of both last.
+LOGIT_BYTES = {2: 14, 4: 12}
+# What the process holds beyond PyTorch's tensors. On the GPU the CUDA context, kernels and the libraries' workspaces:
+# 0.81 to 0.86 GiB on an H200. On a CPU Python and its libraries, measured with the tests' model of 0.2 M weights.
+OUTSIDE_BYTES = {"cuda": 0.85 * GIB, "cpu": 0.58 * GIB}
+# Blocks are cut to sizes that do not all fit again: 4 to 12 % on an H200.
+ALLOCATOR_SLACK = 0.09
+
+
+class Shape(NamedTuple):
+    """What of a base model decides about memory and time; the names are those of config.json."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def linear_inputs_and_outputs(self) -> list[tuple[int, int]]:
+        """Of a layer's seven matrices: q, k, v, o, gate, up, down."""
+        queries, keys = self.heads * self.head_size, self.key_heads * self.head_size
+        attention = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden)]
+        return [*attention, *[(self.hidden, self.intermediate)] * 2, (self.intermediate, self.hidden)]
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights that every token is multiplied with, and that are quantised."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linear_inputs_and_outputs)
+
+    def lora_parameters(self, rank: int) -> int:
+        """Weights of an adapter on all of these matrices."""
+        return self.layers * rank * sum(inputs + outputs for inputs, outputs in self.linear_inputs_and_outputs)
+
+
+class Run(NamedTuple):
+    """What is run at a time.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        rank: of the adapter, on all linear layers.
+        optimizer: as in params.yaml.
+        tokens: in a micro-batch, what fills it up included.
+        answers: tokens in it that have a loss.
+        accumulates: whether a step has several micro-batches.
+        recomputed: whether activations are.
+        packed, dense, compiled, recorded: which fast paths are taken, see `stages.common.acceleration.choice`.
+        many_shapes: whether micro-batches differ in size, so that a step is recorded more than once.
+    """
+
+    device: str
+    rank: int
+    optimizer: str
+    tokens: int
+    answers: int
+    accumulates: bool
+    recomputed: bool
+    packed: bool
+    dense: bool
+    compiled: bool
+    recorded: bool
+    many_shapes: bool
+
+    @property
+    def bytes(self) -> int:
+        """Of a number that is computed with: bfloat16 on a GPU, float32 on a CPU."""
+        return 2 if self.device == "cuda" else 4
+
+
+def read_shape(config: dict[str, Any], source: str) -> Shape:
+    """The shape that a config.json describes.
+
+    Args:
+        config: its values.
+        source: where it lies, for the message.
+
+    Raises:
+        UserError: it describes no decoder of the known kind.
+    """
+    values = config.get("text_config") or config
+    try:
+        return Shape(
+            model_type=str(values.get("model_type", "llama")),
+            layers=int(values["num_hidden_layers"]),
+            hidden=int(values["hidden_size"]),
+            intermediate=int(values["intermediate_size"]),
+            heads=int(values["num_attention_heads"]),
+            key_heads=int(values.get("num_key_value_heads") or values["num_attention_heads"]),
+            head_size=int(values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]),
+            vocabulary=int(values["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", values.get("tie_word_embeddings", False))),
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise UserError(
+            f"{source}: does not describe a decoder ({error!r}). Wanted are numbers under num_hidden_layers, "
+            "hidden_size, intermediate_size, num_attention_heads and vocab_size, as config.json of a base model has "
+            "them."
+        ) from None
+
+
+def shape_of_file(path: Path) -> Shape:
+    """The shape in a config.json, or in the folder that holds one."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: not found. Give a config.json, or the folder of a base model.")
+    return read_shape(read_json(file), str(file))
+
+
+def training_terms(shape: Shape, run: Run) -> dict[str, float]:
+    """Bytes that PyTorch's tensors take at most while training, by what they are."""
+    trained = shape.lora_parameters(run.rank)
+    # What is added up over micro-batches is a copy of what a recording writes its gradients to.
+    gradients = 4 + 4 * (run.recorded and run.accumulates)
+    return {
+        **weights_terms(shape, run),
+        "adapter": trained * (4 + run.bytes * (run.bytes < 4)),
+        "gradients": trained * gradients,
+        "optimizer": trained * STATE_BYTES[run.optimizer],
+        "activations": activation_bytes(shape, run),
+        # Logits are gone by the time that a whole layer's gradients are at hand.
+        "logits and workspace": max(
+            run.answers * shape.vocabulary * LOGIT_BYTES[run.bytes], _workspace_bytes(shape, run)
+        ),
+    }
+
+
+def weights_terms(shape: Shape, run: Run) -> dict[str, float]:
+    """Bytes of the base model alone."""
+    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    norms = (2 * shape.layers + 1) * shape.hidden
+    base = {
+        "embeddings": run.bytes * (embeddings + norms),
+    }
+    if run.dense:
+        return {"dequantised weights": float(run.bytes * shape.linear_parameters), **base}
+    return {"NF4 weights": NF4_BYTES * shape.linear_parameters, **base}
+
+
+def activation_bytes(shape: Shape, run: Run) -> float:
+    """What the forward pass leaves for the backward pass."""
+    layer = run.tokens * _layer_bytes_per_token(shape, run)
+    if run.recomputed:
+        return shape.layers * run.tokens * run.bytes * shape.hidden + layer
+    if not run.packed:
+        return shape.layers * layer
+    # The last layer's output is wanted where a token is predicted: it keeps what attention needs and little more.
+    last = run.tokens * _attention_bytes_per_token(shape, run)
+    return (shape.layers - 1) * layer + last
+
+
+def _layer_bytes_per_token(shape: Shape, run: Run) -> float:
+    """Bytes that a decoder layer keeps of each token, in the order of its forward pass."""
+    size, hidden, inner = run.bytes, shape.hidden, shape.intermediate
+    queries = shape.heads * shape.head_size
+    # RMSNorm's float32 input; compiled, it is computed again from what is there.
+    second_norm = 0 if run.compiled else 4 * hidden
+    # LoRA's matrices are float32 and cast their input anew beside a dequantised base: a copy for each on a GPU, where
+    # bitsandbytes' layers share the input as it is.
+    inputs = size * (2 * hidden if run.dense and size < 4 else hidden)
+    output_input = size * queries if run.dense and size < 4 else 0
+    # gate, its SiLU, up, and their product; the SiLU is computed again by compiled layers (settled by one measurement).
+    mlp = size * inner * (3 if run.compiled else 4)
+    outputs = size * run.rank * 7
+    return _attention_bytes_per_token(shape, run) + output_input + second_norm + inputs + mlp + outputs
+
+
+def _attention_bytes_per_token(shape: Shape, run: Run) -> float:
+    size, hidden = run.bytes, shape.hidden
+    queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    first_norm = 4 * hidden
+    inputs = size * (3 * hidden if run.dense and size < 4 else hidden)
+    # Queries, keys, values and what attention gives, with the logarithm of each softmax's divisor.
+    kept = size * (2 * queries + 2 * keys) + 4 * shape.heads
+    if not run.packed or run.device == "cpu":
+        # Keys and values repeated for each head that shares them, and the output once more, heads last.
+        kept += size * (2 * queries - 2 * keys + queries)
+    return first_norm + inputs + kept
+
+
+def _workspace_bytes(shape: Shape, run: Run) -> float:
+    """Of the backward pass through a layer's MLP; settled by measurements, 4 to 5 bytes for each inner activation."""
+    dequantised = 0 if run.dense else run.bytes * shape.hidden * shape.intermediate
+    return 2 * run.bytes * run.tokens * shape.intermediate + dequantised
+
+
+def process_bytes(shape: Shape, run: Run) -> float:
+    """What the process takes of the device, with the allocator's slack and what lies outside of PyTorch.
+
+    The second and every further recorded shape is run once beside the memory that recordings keep: that is the
+    activations a second time.
+    """
+    terms = training_terms(shape, run)
+    held = sum(terms.values())
+    if run.recorded and run.many_shapes:
+        held += terms["activations"] + terms["logits and workspace"]
+    return held * (1 + ALLOCATOR_SLACK * (run.device == "cuda")) + OUTSIDE_BYTES[run.device]

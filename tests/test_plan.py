@@ -1,0 +1,253 @@
+"""Predictions of memory, time and cost: beside what was measured, and what the command says of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.shapes import SHAPES, shape_config
+from preflight.memory import GIB, Run, Shape, activation_bytes, process_bytes, read_shape, training_terms
+from preflight.throughput import MACHINES, measured_shape, measurements, predict_rate
+from stages.common.acceleration.attention import Rows
+from stages.common.acceleration.choice import SWITCHES, FastPaths
+from stages.common.acceleration.preparing import prepare_layers
+from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
+from tests.split_files import prompt_format, write_split
+from tests.workplace import Workplace, make_workplace
+
+WITHIN = 0.15
+# As the published config.json of a base of 70 B parameters has them.
+LARGE = {
+    "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size": 28672,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+MEASURED = [row for row in measurements() if row["process_bytes"]]
+
+
+def named(row: dict[str, Any]) -> str:
+    return f"{row['device']}-{row['base']}-{row['rows']}x{row['mean_tokens']:.0f}-r{row['rank']}-{row['command'][:60]}"
+
+
+def measured_run(row: dict[str, Any]) -> Run:
+    tokens, answers = round(row["rows"] * row["mean_tokens"]), round(row["rows"] * row["mean_answers"])
+    if row["packed"]:
+        tokens, answers = round_up(tokens, MULTIPLE_OF_TOKENS), round_up(answers, MULTIPLE_OF_ANSWERS)
+    return Run(
+        device=MACHINES[row["device"]].device,
+        rank=row["rank"],
+        optimizer="adamw_torch",
+        tokens=tokens if row["packed"] else row["rows"] * row["longest"],
+        answers=answers,
+        accumulates=row["accumulation"] > 1,
+        many_shapes=row["recordings"] > 1,
+        **{name: row[name] for name in ("recomputed", "packed", "dense", "compiled", "recorded")},
+    )
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_at_least_six_measured_configurations_are_compared() -> None:
+    assert sum(row["peak_bytes"] is not None for row in MEASURED) >= 6
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=named)
+def test_predicted_memory_is_within_15_percent_of_measured(row: dict[str, Any]) -> None:
+    shape, run = measured_shape(row), measured_run(row)
+    if row["peak_bytes"] is not None:
+        assert sum(training_terms(shape, run).values()) == pytest.approx(row["peak_bytes"], rel=WITHIN)
+    assert process_bytes(shape, run) == pytest.approx(row["process_bytes"], rel=WITHIN)
+
+
+@pytest.mark.parametrize("rank", [4, 32])
+@pytest.mark.parametrize("tokens", [256, 1_024])
+def test_predicted_activations_are_what_the_graph_holds_of_a_real_model(tokens: int, rank: int) -> None:
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    base = LlamaForCausalLM(config)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear"))
+    prepare_layers(base, FastPaths(None, "", "", ""))
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(0, 512, (1, tokens))
+    positions = torch.arange(tokens // 4).repeat(4)[None]
+    layout = Rows(torch.arange(0, tokens + 1, tokens // 4, dtype=torch.int32), tokens)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model(
+            input_ids=ids, position_ids=positions, kept=torch.tensor([tokens - 1]), layout=layout, use_cache=False
+        )
+    assert output.logits.requires_grad
+    run = Run("cpu", rank, "adamw_torch", tokens, 1, False, False, True, False, False, False, False)
+    assert activation_bytes(read_shape(config.to_dict(), ""), run) == pytest.approx(sum(kept.values()), rel=WITHIN)
+
+
+def test_parameters_are_counted_as_the_models_have_them() -> None:
+    config = shape_config("tiny")
+    with torch.device("meta"):
+        base = LlamaForCausalLM(config)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
+    shape = read_shape(config.to_dict(), "tiny")
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert shape.lora_parameters(8) == trained
+    linear = sum(parameter.numel() for name, parameter in model.named_parameters() if "base_layer" in name)
+    assert shape.linear_parameters == linear
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_measured_configuration_is_as_fast_as_measured_and_twice_the_weights_half_as_fast() -> None:
+    row = next(row for row in MEASURED if row["base"] == "llama-3.2-1b" and row["recorded"] and row["rows"] == 32)
+    shape, tokens = measured_shape(row), round(row["rows"] * row["mean_tokens"])
+    rate = predict_rate("training", shape, MACHINES["H200"], tokens, recomputed=False, compiled=False)
+    assert rate.tokens_per_second == row["tokens_per_second"]
+    doubled = shape._replace(layers=2 * shape.layers)
+    slower = predict_rate("training", doubled, MACHINES["H200"], tokens, recomputed=False, compiled=False)
+    assert slower.tokens_per_second == pytest.approx(rate.tokens_per_second / 2, rel=0.35)
+    assert "by arithmetic" in slower.origin and "by arithmetic" not in rate.origin
+
+
+def test_every_measurement_names_hardware_versions_and_a_command() -> None:
+    for row in measurements():
+        assert row["device"] in MACHINES and row["versions"]["torch"]
+        assert "python -m" in row["command"] or "dvc repro" in row["command"]
+        assert row["tokens_per_second"] > 0
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return make_workplace(tmp_path)
+
+
+Say = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def say(place: Workplace, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs the command in the workplace; its exit code, and all that it says."""
+
+    def run(*options: str, **environment: str) -> tuple[int, str]:
+        code = place.main("preflight.plan", *options, **{**dict.fromkeys((*SWITCHES, "LOW_MEMORY"), ""), **environment})
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+TOLD = ("--rows", "20000", "--tokens", "390")
+
+
+def test_a_run_that_fits_is_said_to_fit_with_its_time_and_cost(place: Workplace, say: Say) -> None:
+    place.set("format_prompts.max_length_tokens", 500)
+    place.set("finetune.max_steps", 3_600)
+    place.set("finetune.evaluate_every_steps", 3_600)
+    code, said = say("--base", "llama-3.2-1b", "--gpu", "h200", *TOLD, "--price-per-hour", "3.5")
+    assert code == 0 and "it fits" in said
+    seconds = {
+        stage: float(value) * {"s": 1, "min": 60, "h": 3600}[unit]
+        for stage, value, unit in re.findall(r"(finetune|together): ([\d.]+) (s|min|h)\b", said)
+    }
+    # 3,600 steps of 16 rows, and 2,500 rows of validation at half of the price.
+    assert seconds["finetune"] == pytest.approx((3_600 * 16 + 2_500 / 2) * 390 / 100_361, rel=0.5)
+    cost = float(re.search(r"together: .*?, ([\d.]+) at 3.50", said)[1])  # type: ignore[index]
+    assert cost == pytest.approx(seconds["together"] / 3600 * 3.5, rel=0.05)
+
+
+def test_a_base_that_is_too_large_is_refused_with_what_would_fit(place: Workplace, say: Say) -> None:
+    place.write("large/config.json", json.dumps(LARGE))
+    code, said = say("--base", "large", "--gpu", "L4", *TOLD)
+    assert code == 1 and "Traceback" not in said
+    assert "of 22.0 GiB on L4" in said and "a larger GPU (" in said and "H200" in said
+    code, said = say("--base", "large/config.json", "--gpu", "H200", *TOLD)
+    assert code == 0 and "NF4 weights" in said
+
+
+def test_rows_that_are_too_long_are_refused_with_the_length_that_fits(place: Workplace, say: Say) -> None:
+    place.set("format_prompts.max_length_tokens", 200_000)
+    code, said = say("--base", "llama-3.2-3b", "--gpu", "A10G", *TOLD)
+    found = re.search(r"max_length_tokens of at most ([\d,]+)", said)
+    assert code == 1 and found is not None
+    place.set("format_prompts.max_length_tokens", int(found[1].replace(",", "")))
+    assert say("--base", "llama-3.2-3b", "--gpu", "A10G", *TOLD)[0] == 0
+
+
+def test_a_micro_batch_that_does_not_fit_gives_way_to_a_smaller_one(place: Workplace, say: Say) -> None:
+    place.set("finetune.global_batch_size", 64)
+    place.set("format_prompts.max_length_tokens", 512)
+    code, said = say("--base", "llama-3.2-3b", "--gpu", "A100-40GB", *TOLD)
+    assert code == 0
+    rows = int(re.search(r"of finetune, (\d+) rows", said)[1])  # type: ignore[index]
+    assert rows < 64 and f"MICRO_BATCH_SIZE={rows}" in said
+    _, low = say("--base", "llama-3.2-3b", "--gpu", "A100-40GB", *TOLD, LOW_MEMORY="1")
+    assert "NF4 weights" in low and "activations recomputed" in low and "DENSE" not in low
+
+
+def test_split_files_say_how_many_rows_there_are_and_how_long(place: Workplace, say: Say) -> None:
+    template = place.params()["format_prompts"]["template"]
+    place.set("format_prompts.max_length_tokens", 96)
+    footer = prompt_format("classification", {"bad": [7, 2], "so-so": [8, 2], "good": [9, 2]}, ["bad", "so-so", "good"])
+    footer |= {"style": "plain", "system": None, "template": template}
+    for part, rows in (("train", 30), ("validation", 4), ("test", 4)):
+        found = [
+            {"text": f"{part} {number}", "label": "bad", "prompt_ids": [5] * (9 + number % 3), "completion_ids": [7, 2]}
+            for number in range(rows)
+        ]
+        write_split(place.folder / f"data/splits/{part}.parquet", footer, found)
+    code, said = say("--base", "tiny")
+    assert code == 0 and "30 rows of 12 tokens, 13 at most; 1 x cpu" in said
+    code, said = say("--base", "tiny", *TOLD)
+    assert code == 0 and "20,000 rows of 390 tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--base", "tiny", "--gpu", "H900", *TOLD), "'H900' is not known. Allowed: H200, H100"),
+        (("--base", "tiny"), "give --rows (of train) and --tokens (mean of a row)"),
+        (("--base", "tiny", "--rows", "20"), "give --tokens (mean of a row)"),
+        (("--base", "nowhere", *TOLD), "'nowhere' is no file. Allowed: llama-3.2-1b"),
+        (("--base", "broken.json", *TOLD), "broken.json: does not describe a decoder"),
+        (("absent.yaml", "--base", "tiny", *TOLD), "absent.yaml: not found"),
+        (TOLD, "models/base/config.json: not found"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_message(
+    place: Workplace, say: Say, options: tuple[str, ...], expected: str
+) -> None:
+    place.write("broken.json", json.dumps({"hidden_size": 5}))
+    code, said = say(*options)
+    assert code == 1 and expected in said and "Traceback" not in said
+
+
+def test_a_price_below_zero_is_no_price(say: Say) -> None:
+    code, said = say("--base", "tiny", *TOLD, "--price-per-hour", "-1")
+    assert code == 2 and "--price-per-hour must be above 0" in said
+
+
+def test_shapes_have_the_size_that_their_names_say() -> None:
+    billions = {name: read_shape(shape_config(name).to_dict(), name) for name in SHAPES if name != "tiny"}
+    sizes = {name: shape.linear_parameters + shape.vocabulary * shape.hidden for name, shape in billions.items()}
+    assert {name: f"{size / 1e9:.3g}" for name, size in sizes.items()} == {
+        "llama-3.2-1b": "1.24", "llama-3.2-3b": "3.21", "smollm2-135m": "0.134",
+    }  # fmt: skip
+    assert GIB == 1024**3 and isinstance(billions["llama-3.2-1b"], Shape)
