@@ -67,8 +67,8 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def wait_for_checkpoint(place: Workplace, process: subprocess.Popen[str]) -> None:
-    """Until the first checkpoint is written to its end."""
-    while not any(_complete(path) for path in (place.folder / "checkpoints").glob("*/checkpoint-*")):
+    """Until there are two: the first one is then written to its very end."""
+    while sum(_complete(path) for path in (place.folder / "checkpoints").glob("*/checkpoint-*")) < 2:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
 
