@@ -211,7 +211,9 @@ def join(place: Workplace, address: str, port: int) -> subprocess.Popen[str]:
     return start(
         place, "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1",
         "--rdzv-backend", "c10d", "--rdzv-id", "reviews", "--rdzv-endpoint", f"127.0.0.1:{port}",
-        "--local-addr", address, "--module", "stages.finetune", **ENVIRONMENT,
+        "--local-addr", address, "--module", "stages.finetune",
+        # Otherwise a new start may read the addresses that the last one left in the store.
+        **ENVIRONMENT, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     )  # fmt: skip
 
 
