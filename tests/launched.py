@@ -67,8 +67,8 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def wait_for_checkpoint(place: Workplace, process: subprocess.Popen[str]) -> None:
-    """Until the first checkpoint is written to its end."""
-    while not any(_complete(path) for path in (place.folder / "checkpoints").glob("*/checkpoint-*")):
+    """Until there are two: the first one is then written to its very end."""
+    while sum(_complete(path) for path in (place.folder / "checkpoints").glob("*/checkpoint-*")) < 2:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.002)
 
@@ -87,9 +87,11 @@ def ranks_of(parent: int) -> list[int]:
 
 def losses(place: Workplace) -> list[float]:
     """Of training, then of validation, as the training log has them."""
-    found = []
-    for name in ("train", "eval"):
-        path = place.folder / ADAPTER / f"training_log/plots/metrics/{name}/loss.tsv"
-        with path.open(encoding="utf-8", newline="") as file:
-            found += [float(row["loss"]) for row in csv.DictReader(file, delimiter="\t")]
-    return found
+    return [*logged(place, "train", "loss"), *logged(place, "eval", "loss")]
+
+
+def logged(place: Workplace, part: str, name: str) -> list[float]:
+    """A number of every step at which the training log has it."""
+    path = place.folder / ADAPTER / f"training_log/plots/metrics/{part}/{name}.tsv"
+    with path.open(encoding="utf-8", newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file, delimiter="\t")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from tests.launched import ADAPTER, finish, losses, ranks_of, start, start_limited, start_two, wait_for_checkpoint
+from tests.launched import (
+    ADAPTER,
+    finish,
+    logged,
+    losses,
+    ranks_of,
+    start,
+    start_limited,
+    start_two,
+    wait_for_checkpoint,
+)
 from tests.workplace import ENVIRONMENT, Workplace, make_workplace
 
 # Sums of float32 in another order.
@@ -77,6 +88,9 @@ def test_two_processes_train_to_the_losses_and_weights_of_one(one: Workplace, tw
     place, said = two
     assert said.count("10 rows x 1 a step on 2 processes, from the start") == 1
     assert losses(place) == pytest.approx(losses(one), abs=CLOSE)
+    # Adam's steps hardly depend on the scale of gradients, so that losses would not show a wrong one.
+    norms = [logged(trained, "train", "gradient_norm") for trained in (place, one)]
+    assert norms[0] == pytest.approx(norms[1], rel=CLOSE)
     # Every 5 steps and at the first one; validation at steps 4, 8 and 10.
     assert len(losses(place)) == 3 + 3
     assert difference(one, place) < CLOSE
@@ -203,6 +217,16 @@ def test_a_number_of_processes_that_cannot_be_is_refused_in_one_message(
     assert message in said
 
 
+@pytest.mark.slow
+def test_the_benchmark_measures_training_and_scoring_for_each_number_of_processes(prepared: Workplace) -> None:
+    options = ("--shape", "tiny", "--processes", "1", "2", "--batches", "8", "--rows", "32", "--steps", "3")
+    said = finish(start(prepared, "benchmarks.scaling", *options, "--warmup-steps", "1", **ENVIRONMENT))
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith('{"benchmark"')]
+    found = [(line["benchmark"], line["processes"], line["rows"]) for line in lines]
+    assert found == [("training", 1, 8), ("scoring", 1, 32), ("training", 2, 8), ("scoring", 2, 32)]
+    assert all(line["examples_per_second"] > 0 for line in lines)
+
+
 # --- several machines -------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +235,9 @@ def join(place: Workplace, address: str, port: int) -> subprocess.Popen[str]:
     return start(
         place, "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1",
         "--rdzv-backend", "c10d", "--rdzv-id", "reviews", "--rdzv-endpoint", f"127.0.0.1:{port}",
-        "--local-addr", address, "--module", "stages.finetune", **ENVIRONMENT,
+        "--local-addr", address, "--module", "stages.finetune",
+        # Otherwise a new start may read the addresses that the last one left in the store.
+        **ENVIRONMENT, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     )  # fmt: skip
 
 
