@@ -99,8 +99,9 @@ def kill_and_finish(fresh: Project, finished: Project, seed: int) -> list[str]:
     """
     generator = random.Random(seed)
     left = {"finetune", *generator.sample(sorted(EVERYTHING - {"finetune"}), 3)}
-    told, logs, saved = [], [fresh.folder.parent / f"log-{number}" for number in range(5)], 0
+    told, mended, logs, saved = [], "", [fresh.folder.parent / f"log-{number}" for number in range(5)], 0
     for number in range(4):
+        mended += fresh.python("-m", "preflight.mend")
         whole_group = bool((number + seed) % 2)
         stage = killed_in(fresh, left, generator, whole_group, logs[number])
         left.remove(stage)
@@ -110,11 +111,12 @@ def kill_and_finish(fresh: Project, finished: Project, seed: int) -> list[str]:
         saved = last_sealed(fresh)
         how = "resumed from step " + resumed[1] if resumed else "no training resumed"
         told.append(f"seed {seed}: {'group' if whole_group else 'dvc alone'} killed after {stage} began; {how}")
+    mended += fresh.python("-m", "preflight.mend")
     logs[4].write_text(fresh.dvc("repro"))
     resumed = re.search(r"from checkpoint-(\d+)\n", logs[4].read_text())
     assert not saved or "ended before" in logs[4].read_text() or (resumed is not None and int(resumed[1]) >= saved)
     told.append(f"seed {seed}: finished; {'resumed from step ' + resumed[1] if resumed else 'no training resumed'}")
-    print("", *told, sep="\n")
+    print("", *told, mended, sep="\n")
     expected, found = outputs(finished), outputs(fresh)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
@@ -154,3 +156,28 @@ def test_of_two_repro_at_once_one_does_the_work_and_the_other_says_so_or_finds_i
         assert "Traceback" not in output
     assert sum("Running stage 'evaluate'" in output for output in outputs_of_both) == 1
     assert project.repro() == set()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 700, -9])
+def test_a_lock_that_dvc_was_killed_in_writing_is_mended_and_nothing_runs_again(
+    finished_project: Project, tmp_path: Path, kept_bytes: int
+) -> None:
+    project = finished_project.copy(tmp_path / "repository")
+    whole = project.read("dvc.lock")
+    project.write("dvc.lock", whole[:kept_bytes])
+    project.write(".dvc/tmp/rwlock", '{"write": {"/a')
+    output = project.python("-m", "preflight.mend")
+    assert "dvc.lock was cut" in output
+    assert ".dvc/tmp/rwlock was cut" in output
+    assert project.read("dvc.lock") == whole
+    assert project.python("-m", "preflight.mend") == "", "what is whole stays"
+    conflict = f"<<<<<<< HEAD\n{whole}"
+    project.write("dvc.lock", conflict)
+    assert project.python("-m", "preflight.mend") == ""
+    assert project.read("dvc.lock") == conflict, "a person has to resolve it"
+    if kept_bytes == 0:
+        project.write("dvc.lock", "")
+        project.git("rm", "-q", "--cached", "dvc.lock")
+        project.git("commit", "-qm", "No lock")
+        assert "is removed" in project.python("-m", "preflight.mend")
+        assert project.repro() <= {"code", "report", "evaluate"}, "the run cache has the others"
