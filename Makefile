@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: repro test test-slow lint setup serving
 
 repro: $(VENV)/.installed
+	@$(BIN)/python -m preflight.mend
 	@$(BIN)/python -m preflight.check params
 	@$(BIN)/dvc repro
 	@sed '/^## /,$$d' metrics/report.md

@@ -18,8 +18,8 @@ from stages.common.training.checkpoints import HASHES
 from tests.project import DVC, EVERYTHING, Project
 
 MADE = ("models/adapter", "models/decision.json", "data/splits", "data/predictions", "metrics", "dvc.lock")
-# About as long as a stage takes here, and training alone; where it has ended before, the kill meets the next one.
-SECONDS, SECONDS_OF_FINETUNE, SECONDS_OF_TRAINING = 4, 14, 3
+# About as long as a stage takes here, and the steps of training; where they end before, the kill meets what follows.
+SECONDS, SECONDS_OF_FINETUNE, SECONDS_OF_STEPS = 4, 14, 2
 
 
 def outputs(project: Project) -> dict[str, bytes]:
@@ -46,28 +46,30 @@ def fresh(finished_project: Project, tmp_path: Path) -> Iterator[Project]:
     """What the finished project was before its first run: no output, no cache, no lock."""
     project = finished_project.clone(tmp_path / "repository")
     project.git("reset", "-q", "--hard", "HEAD~1")
-    project.dvc("config", "--local", "core.analytics", "false")
+    # After every step, so that a run is also resumed between two logged losses and two evaluations.
+    project.environment["CHECKPOINT_EVERY_MINUTES"] = "0"
     yield project
     for process in processes_in(project.folder):
         process.kill()
 
 
-def killed_in(project: Project, stages: set[str], generator: random.Random, whole_group: bool) -> str:
+def killed_in(project: Project, stages: set[str], generator: random.Random, whole_group: bool, log: Path) -> str:
     """Run `dvc repro`, and kill it at a random moment after the first of `stages` began.
 
     Returns:
         The stage after whose beginning it was killed.
     """
-    log = project.folder.parent / "log"
     with log.open("wb") as file, subprocess.Popen(
         [DVC, "repro"], cwd=project.folder, env=project.environment, stdout=file, stderr=file, start_new_session=True
     ) as process:  # fmt: skip
         stage = wait_for(process, log, rf"Running stage '({'|'.join(stages)})'")
         seconds = SECONDS_OF_FINETUNE if stage == "finetune" else SECONDS
-        # Two in three in training itself, which is a small part of that stage here.
+        # Two in three among the steps themselves, which are a small part of that stage here.
         if stage == "finetune" and generator.random() < 2 / 3:
-            wait_for(process, log, r"finetune: (\d+) rows x|(ended before)")
-            seconds = SECONDS_OF_TRAINING
+            while not last_sealed(project) and "has ended before" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.01)
+            seconds = SECONDS_OF_STEPS
         time.sleep(generator.uniform(0, seconds))
         if whole_group:
             os.killpg(process.pid, signal.SIGKILL)
@@ -97,20 +99,24 @@ def kill_and_finish(fresh: Project, finished: Project, seed: int) -> list[str]:
     """
     generator = random.Random(seed)
     left = {"finetune", *generator.sample(sorted(EVERYTHING - {"finetune"}), 3)}
-    told, steps_saved = [], 0
+    told, mended, logs, saved = [], "", [fresh.folder.parent / f"log-{number}" for number in range(5)], 0
     for number in range(4):
+        mended += fresh.python("-m", "preflight.mend")
         whole_group = bool((number + seed) % 2)
-        stage = killed_in(fresh, left, generator, whole_group)
+        stage = killed_in(fresh, left, generator, whole_group, logs[number])
         left.remove(stage)
+        # Training that is resumed and killed again may have had no time for a further step.
+        resumed = re.search(r"from checkpoint-(\d+)\n", logs[number].read_text())
+        assert not saved or resumed is None or int(resumed[1]) >= saved
         saved = last_sealed(fresh)
-        steps_saved = max(steps_saved, saved)
-        told.append(f"seed {seed}: {'group' if whole_group else 'dvc alone'} killed in or after {stage}, step {saved}")
-    log = fresh.dvc("repro")
-    resumed = re.search(r"from checkpoint-(\d+)\n", log)
-    # The trainer may have been killed after its end, or have been behind it when the third `repro` ran.
-    told.append(f"seed {seed}: finished, {f'training from step {resumed[1]}' if resumed else 'training not resumed'}")
-    print("\n".join(told))
-    assert not (resumed and int(resumed[1]) < steps_saved)
+        how = "resumed from step " + resumed[1] if resumed else "no training resumed"
+        told.append(f"seed {seed}: {'group' if whole_group else 'dvc alone'} killed after {stage} began; {how}")
+    mended += fresh.python("-m", "preflight.mend")
+    logs[4].write_text(fresh.dvc("repro"))
+    resumed = re.search(r"from checkpoint-(\d+)\n", logs[4].read_text())
+    assert not saved or "ended before" in logs[4].read_text() or (resumed is not None and int(resumed[1]) >= saved)
+    told.append(f"seed {seed}: finished; {'resumed from step ' + resumed[1] if resumed else 'no training resumed'}")
+    print("", *told, mended, sep="\n")
     expected, found = outputs(finished), outputs(fresh)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
@@ -135,3 +141,43 @@ def test_killed_at_twenty_random_moments_the_pipeline_ends_in_the_same_bytes(
     fresh: Project, finished_project: Project, seed: int
 ) -> None:
     kill_and_finish(fresh, finished_project, seed)
+
+
+def test_of_two_repro_at_once_one_does_the_work_and_the_other_says_so_or_finds_it_done(
+    finished_project: Project, tmp_path: Path
+) -> None:
+    project = finished_project.copy(tmp_path / "repository")
+    project.edit_params("evaluate.bootstrap_samples", 120)
+    both = [project.start(DVC, "repro") for _ in range(2)]
+    outputs_of_both = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both].count(0) >= 1
+    for process, output in zip(both, outputs_of_both, strict=True):
+        assert process.returncode == 0 or "is busy, it is being" in output or "Unable to acquire lock" in output, output
+        assert "Traceback" not in output
+    assert sum("Running stage 'evaluate'" in output for output in outputs_of_both) == 1
+    assert project.repro() == set()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 700])
+def test_a_lock_that_dvc_was_killed_in_writing_is_mended_and_nothing_runs_again(
+    finished_project: Project, tmp_path: Path, kept_bytes: int
+) -> None:
+    project = finished_project.copy(tmp_path / "repository")
+    whole = project.read("dvc.lock")
+    project.write("dvc.lock", whole[:kept_bytes])
+    project.write(".dvc/tmp/rwlock", '{"write": {"/a')
+    output = project.python("-m", "preflight.mend")
+    assert "dvc.lock was cut" in output
+    assert ".dvc/tmp/rwlock was cut" in output
+    assert project.read("dvc.lock") == whole
+    assert project.python("-m", "preflight.mend") == "", "what is whole stays"
+    conflict = f"<<<<<<< HEAD\n{whole}"
+    project.write("dvc.lock", conflict)
+    assert project.python("-m", "preflight.mend") == ""
+    assert project.read("dvc.lock") == conflict, "a person has to resolve it"
+    if kept_bytes == 0:
+        project.write("dvc.lock", "")
+        project.git("rm", "-q", "--cached", "dvc.lock")
+        project.git("commit", "-qm", "No lock")
+        assert "is removed" in project.python("-m", "preflight.mend")
+        assert project.repro() <= {"code", "report", "evaluate"}, "the run cache has the others"

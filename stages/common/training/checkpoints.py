@@ -90,8 +90,9 @@ def keep_adapter_alone(folder: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Write down the hashes of all files in `folder`: what has them was written to its end, and can be checked."""
-    hashes = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_json(folder / HASHES, hashes)
+    (folder / HASHES).unlink(missing_ok=True)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    write_json(folder / HASHES, {str(path.relative_to(folder)): file_sha256(path) for path in files})
 
 
 def damaged_files(folder: Path) -> list[str] | None:

@@ -1,0 +1,71 @@
+"""Put right what `kill -9` of `dvc` may leave half-written: `python -m preflight.mend`, run first by `make repro`.
+
+DVC writes its own dvc.lock and .dvc/tmp/rwlock in place; a part of either stops every later command of DVC's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
+
+from stages.common.errors import run_stage
+
+LOCK = Path("dvc.lock")
+# Which process reads and writes which path: of no use once these processes have ended.
+RUNNING = Path(".dvc/tmp/rwlock")
+
+
+def is_cut(text: str) -> bool:
+    """Whether DVC could not read this dvc.lock, for another reason than a conflict that a person has to resolve."""
+    if any(line.startswith("<<<<<<<") for line in text.splitlines()):
+        return False
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
+    except (YAMLError, Invalid):
+        return True
+    return False
+
+
+def mend_lock(path: Path) -> str | None:
+    """Replace a cut dvc.lock by the committed one, or remove it where none is; what was done, if anything was.
+
+    The stages that ran since then are restored from the run cache, which has them before dvc.lock does.
+    """
+    if not path.is_file() or not is_cut(path.read_text(encoding="utf-8", errors="replace")):
+        return None
+    try:
+        committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        path.unlink()
+        return f"{path} was cut by a killed `dvc`, and is removed"
+    path.write_bytes(committed)
+    return f"{path} was cut by a killed `dvc`, and is the committed one again"
+
+
+def mend_running(path: Path) -> str | None:
+    """Remove a cut list of what running processes read and write; what was done, if anything was."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        path.unlink()
+        return f"{path} was cut by a killed `dvc`, and is removed"
+    return None
+
+
+def main() -> None:
+    """Mend both, and say so."""
+    for done in (mend_lock(LOCK), mend_running(RUNNING)):
+        if done is not None:
+            print(f"preflight: {done}")
+
+
+if __name__ == "__main__":
+    run_stage(main)
