@@ -80,6 +80,7 @@ def test_a_clone_that_has_pulled_nothing_verifies_the_commit_and_stays_as_it_is(
     assert not (clone.folder / ".dvc/cache").exists()
 
 
+@pytest.mark.slow
 def test_an_older_commit_is_verified_by_its_own_parameters_beside_changed_files(project: Project) -> None:
     commit = project.git("rev-parse", "HEAD").strip()
     project.edit_params("evaluate.bootstrap_samples", 150)
