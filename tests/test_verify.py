@@ -189,6 +189,7 @@ def test_a_corrupt_object_of_the_cache_is_named_where_dvc_sees_nothing(project: 
     project.dvc("checkout")
     assert "up to date" in project.dvc("status")
     said = verify(project, fails=True)
+    assert "models/adapter (made by stage finetune), in the cache:" in said
     assert f"altered: {WEIGHTS}, object {oid}" in said
     assert f"rm {os.path.relpath(path, project.folder)}" in said
 
