@@ -104,16 +104,21 @@ def damages_of(
 
 def describe(output: Any, damages: list[Damage], place: str, remedy: str) -> str:
     """What is wrong with an output, which stage makes it, and what to do, in some lines."""
-    stage = output.stage.addressing
+    stage = stage_of(output)
     maker = f"added by {stage}" if output.stage.is_data_source else f"made by stage {stage}"
     lines = [f"{output} ({maker}), in {place}:"]
     lines += [f"  {damage.problem}: {damage.named.path}, object {damage.named.oid}" for damage in damages]
     return "\n".join([*lines, f"  do: {remedy}"])
 
 
+def stage_of(output: Any) -> str:
+    """A stage as DVC's commands name it in the root of the clone, wherever the output's own repository lies."""
+    return str(output.stage.addressing if output.stage.is_data_source else output.stage.name)
+
+
 def cache_remedy(output: Any, damages: list[Damage]) -> str:
     """How to get sound objects of an output into the cache."""
-    stage = output.stage.addressing
+    stage = stage_of(output)
     damaged = [damage.named for damage in damages if damage.problem != "missing"]
     stored = {named.path: output.cache.oid_to_path(named.oid) for named in damaged}
     doomed = [os.path.relpath(path) for path in stored.values()]
@@ -155,7 +160,7 @@ def remote_remedy(output: Any, damages: list[Damage], store: Any, name: str, cac
     first = f"delete {' and '.join(urls)}, then " if urls else ""
     if cache_is_sound:
         return f"{first}`dvc push --remote {name}`"
-    stage = output.stage.addressing
+    stage = stage_of(output)
     makes = "" if output.stage.is_data_source else f"; where nobody has it, `dvc repro {stage}` first"
     return f"{first}`dvc push --remote {name}` from a clone whose cache has it{makes}"
 

@@ -93,8 +93,6 @@ def differing(first: dict[str, bytes], second: dict[str, bytes]) -> list[str]:
 def test_two_runs_in_two_processes_give_the_same_bytes(prepared: Workplace, tmp_path: Path, paths: str) -> None:
     first, second = results_of_two(prepared, tmp_path, DETERMINISTIC="1", **PATHS[paths])
     assert differing(first, second) == []
-    ordinary = differing(*results_of_two(prepared, tmp_path / "ordinary", DETERMINISTIC="0", **PATHS[paths]))
-    print(f"{paths}: without DETERMINISTIC=1 these differ: {', '.join(ordinary) or 'none'}")
 
 
 def test_two_runs_of_the_default_recipe_give_the_same_bytes(default_recipe: Workplace, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_a_clone_that_has_pulled_nothing_verifies_the_commit_and_stays_as_it_is(
     assert not (clone.folder / ".dvc/cache").exists()
 
 
+@pytest.mark.slow
 def test_an_older_commit_is_verified_by_its_own_parameters_beside_changed_files(project: Project) -> None:
     commit = project.git("rev-parse", "HEAD").strip()
     project.edit_params("evaluate.bootstrap_samples", 150)
@@ -188,6 +189,7 @@ def test_a_corrupt_object_of_the_cache_is_named_where_dvc_sees_nothing(project: 
     project.dvc("checkout")
     assert "up to date" in project.dvc("status")
     said = verify(project, fails=True)
+    assert "models/adapter (made by stage finetune), in the cache:" in said
     assert f"altered: {WEIGHTS}, object {oid}" in said
     assert f"rm {os.path.relpath(path, project.folder)}" in said
 
