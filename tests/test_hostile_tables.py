@@ -107,10 +107,10 @@ def test_every_row_is_kept_whole_or_counted_as_refused(
         rows.append([f"{number}:{identity}", f"{number}:{content}", names[number % len(names)]])
     rows.append(["wrong", "text of a wrong label", wrong_label])
     try:
-        content = table_bytes(form, columns, rows)
+        table = table_bytes(form, columns, rows)
     except UnicodeError:
         assume(False)
-    put_table(place, f"table.{form}", content)
+    put_table(place, f"table.{form}", table)
     set_params(place, names, dict(zip(("id", "text", "label"), columns, strict=True)), f"data/raw/table.{form}")
     for stage in ("ingest", "format_prompts", "split"):
         if place.main(f"stages.{stage}"):
@@ -137,8 +137,8 @@ def test_every_row_is_kept_whole_or_counted_as_refused(
 
 def test_a_file_whose_name_is_no_text_is_read_and_named(place: Workplace) -> None:
     rows = [[str(number), f"text {number}", ("a", "b", "c")[number % 3]] for number in range(30)]
-    content = table_bytes("csv", ["id", "text", "label"], rows)
-    put_table(place, b"t\xff\x1b[2J.csv".decode(errors="surrogateescape"), content)
+    table = table_bytes("csv", ["id", "text", "label"], rows)
+    put_table(place, b"t\xff\x1b[2J.csv".decode(errors="surrogateescape"), table)
     set_params(place, ["a", "b", "c"], {"id": "id", "text": "text", "label": "label"}, "data/raw/*.csv")
     assert place.main("stages.ingest") == 0
     assert pq.read_table(place.folder / "data/records.parquet").num_rows == 30
@@ -218,7 +218,8 @@ def test_a_report_has_each_id_label_and_slice_in_one_cell(
     for name in (*names, *parts):
         assert visible(name) in shown
     card = ModelCard((folder / "metrics/model_card.md").read_text(encoding="utf-8"))
-    assert card.data.library_name == "peft" and card.data.model_name == "base: classification adapter"
+    metadata = card.data.to_dict()
+    assert (metadata["library_name"], metadata["model-index"][0]["name"]) == ("peft", "base: classification adapter")
     assert [line for line in card.text.splitlines() if line.startswith("# ")] == ["# base: classification adapter"]
     # Spreadsheets compute nothing of it, and whoever reads it back gets the ids themselves.
     mistakes, listed = (
