@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from serving.web.answers import as_csv
 from stages.common.measuring.markdown import literal, markdown_table
 from stages.common.prompting.tokenizer import load_prompt_tokenizer
-from stages.common.spreadsheets import FORMULA_STARTS, neutral, original
+from stages.common.spreadsheets import FORMULA_STARTS, csv_text, neutral, original
 from stages.common.training.adapter_folder import model_card
 from stages.report import read_csv
 from tests.evaluated import Work
@@ -273,6 +273,12 @@ def test_no_cell_begins_a_formula_and_every_cell_comes_back(cell: str) -> None:
     assert original(neutral(cell)) == cell
     if not cell.startswith("'") and not cell.startswith(FORMULA_STARTS):
         assert neutral(cell) == cell
+
+
+@examples(100)
+@given(rows=st.lists(st.lists(anything(), min_size=2, max_size=2), max_size=4))
+def test_cells_written_as_csv_come_back(rows: list[list[str]]) -> None:
+    assert list(csv.reader(io.StringIO(csv_text(rows), newline=""))) == rows
 
 
 @examples(100)
