@@ -639,7 +639,7 @@ REFUSED = [
             file("models/adapter/adapter_config.json", "{}"),
             file("models/adapter/adapter_model.safetensors", ""),
             file("models/adapter/base.json", '{"files": {}}'),
-        ),  # fmt: skip
+        ),
         [INFER],
         ["models/adapter: was trained on another base model"],
     ),
