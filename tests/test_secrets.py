@@ -165,6 +165,7 @@ def service(project: Project) -> Iterator[Any]:
         yield server
 
 
+@pytest.mark.slow  # in CI test_api.py looks for the token in the service's log
 def test_the_service_logs_none(project: Project) -> None:
     with service(project) as server:
         for token, status in (
