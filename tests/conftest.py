@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.planted import planted
 from tests.project import Project
 from tests.project import finished_project as run_pipeline
 from tests.s3_server import S3Server, serve_s3
@@ -33,8 +34,11 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The whole pipeline on a tiny base, run once and committed; not to be changed: `copy` or `clone` it."""
-    return run_pipeline(tmp_path_factory.mktemp("finished") / "repository")
+    """The whole pipeline on a tiny base, run once and committed; not to be changed: `copy` or `clone` it.
+
+    Secrets are in that run's environment, for `tests/test_secrets.py`; a key for Weights & Biases would ask for them.
+    """
+    return run_pipeline(tmp_path_factory.mktemp("finished") / "repository", planted("WANDB_API_KEY"))
 
 
 @pytest.fixture(scope="session")

@@ -635,7 +635,11 @@ REFUSED = [
     ),
     Case(
         "adapter of another base",
-        all_of(file("models/adapter/adapter_config.json", "{}"), file("models/adapter/base.json", '{"files": {}}')),
+        all_of(
+            file("models/adapter/adapter_config.json", "{}"),
+            file("models/adapter/adapter_model.safetensors", ""),
+            file("models/adapter/base.json", '{"files": {}}'),
+        ),
         [INFER],
         ["models/adapter: was trained on another base model"],
     ),

@@ -205,20 +205,19 @@ def test_a_request_to_the_service_keeps_its_roles_or_is_refused(
     contents: list[str], system: str | None, parts: bool, predictor: Predictor
 ) -> None:
     hostile, harmless, words = conversation_pairs(contents, system)
-    body = {"model": "m", "messages": hostile}
+    body: dict[str, Any] = {"model": "m", "messages": [dict(message) for message in hostile]}
     if parts:
         for message in body["messages"]:
-            assert isinstance(message, dict)
-            message["content"] = [{"type": "text", "text": message["content"]}]  # type: ignore[assignment]
+            message["content"] = [{"type": "text", "text": message["content"]}]
     taken = []
     try:
         # JSON can spell half of a surrogate pair.
         asked = ChatRequest.model_validate_json(json.dumps(body))
     except ValueError:
         assume(False)
-    for message in asked.messages:
-        text = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
-        taken.append({"role": message.role, "content": text})
+    for turn in asked.messages:
+        text = turn.content if isinstance(turn.content, str) else "".join(part.text for part in turn.content)
+        taken.append({"role": turn.role, "content": text})
     try:
         checked = check_messages("chat", taken)
     except UserError:

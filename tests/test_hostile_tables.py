@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from serving.web.answers import as_csv
 from stages.common.measuring.markdown import literal, markdown_table
 from stages.common.prompting.tokenizer import load_prompt_tokenizer
-from stages.common.spreadsheets import FORMULA_STARTS, neutral, original
+from stages.common.spreadsheets import FORMULA_STARTS, csv_text, neutral, original
 from stages.common.training.adapter_folder import model_card
 from stages.report import read_csv
 from tests.evaluated import Work
@@ -107,10 +107,10 @@ def test_every_row_is_kept_whole_or_counted_as_refused(
         rows.append([f"{number}:{identity}", f"{number}:{content}", names[number % len(names)]])
     rows.append(["wrong", "text of a wrong label", wrong_label])
     try:
-        content = table_bytes(form, columns, rows)
+        table = table_bytes(form, columns, rows)
     except UnicodeError:
         assume(False)
-    put_table(place, f"table.{form}", content)
+    put_table(place, f"table.{form}", table)
     set_params(place, names, dict(zip(("id", "text", "label"), columns, strict=True)), f"data/raw/table.{form}")
     for stage in ("ingest", "format_prompts", "split"):
         if place.main(f"stages.{stage}"):
@@ -137,8 +137,8 @@ def test_every_row_is_kept_whole_or_counted_as_refused(
 
 def test_a_file_whose_name_is_no_text_is_read_and_named(place: Workplace) -> None:
     rows = [[str(number), f"text {number}", ("a", "b", "c")[number % 3]] for number in range(30)]
-    content = table_bytes("csv", ["id", "text", "label"], rows)
-    put_table(place, b"t\xff\x1b[2J.csv".decode(errors="surrogateescape"), content)
+    table = table_bytes("csv", ["id", "text", "label"], rows)
+    put_table(place, b"t\xff\x1b[2J.csv".decode(errors="surrogateescape"), table)
     set_params(place, ["a", "b", "c"], {"id": "id", "text": "text", "label": "label"}, "data/raw/*.csv")
     assert place.main("stages.ingest") == 0
     assert pq.read_table(place.folder / "data/records.parquet").num_rows == 30
@@ -218,7 +218,8 @@ def test_a_report_has_each_id_label_and_slice_in_one_cell(
     for name in (*names, *parts):
         assert visible(name) in shown
     card = ModelCard((folder / "metrics/model_card.md").read_text(encoding="utf-8"))
-    assert card.data.library_name == "peft" and card.data.model_name == "base: classification adapter"
+    metadata = card.data.to_dict()
+    assert (metadata["library_name"], metadata["model-index"][0]["name"]) == ("peft", "base: classification adapter")
     assert [line for line in card.text.splitlines() if line.startswith("# ")] == ["# base: classification adapter"]
     # Spreadsheets compute nothing of it, and whoever reads it back gets the ids themselves.
     mistakes, listed = (
@@ -272,6 +273,12 @@ def test_no_cell_begins_a_formula_and_every_cell_comes_back(cell: str) -> None:
     assert original(neutral(cell)) == cell
     if not cell.startswith("'") and not cell.startswith(FORMULA_STARTS):
         assert neutral(cell) == cell
+
+
+@examples(100)
+@given(rows=st.lists(st.lists(anything(), min_size=2, max_size=2), max_size=4))
+def test_cells_written_as_csv_come_back(rows: list[list[str]]) -> None:
+    assert list(csv.reader(io.StringIO(csv_text(rows), newline=""))) == rows
 
 
 @examples(100)
