@@ -82,7 +82,7 @@ def test_rows_are_found_by_their_position(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_row_costs_the_stages_up_to_split_less_memory_than_its_text(tmp_path: Path) -> None:
-    few, many = 20_000, 100_000
+    few, many = 100_000, 400_000
     peaks = {}
     for rows in (few, many):
         folder = tmp_path / str(rows)
