@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +51,14 @@ def test_no_more_of_a_table_is_in_memory_when_it_is_longer(tmp_path: Path) -> No
 
 
 def test_a_users_parquet_file_is_read_a_row_group_at_a_time(tmp_path: Path) -> None:
-    write_table(tmp_path / "long.parquet", [ROWS_PER_GROUP] * 30)
-    before, most, rows = pa.total_allocated_bytes(), 0, 0
+    write_table(tmp_path / "long.parquet", [ROWS_PER_GROUP] * 10)
     form = TableFormat.model_validate({"type": "parquet", "column_names": None, "quoting": None, "encoding": None})
-    for _ in read_rows(tmp_path / "long.parquet", "long.parquet", form, ["id", "text"], lambda _: None):
-        rows += 1
-        if rows % 1_000 == 0:
-            most = max(most, pa.total_allocated_bytes() - before)
-    assert rows == 30 * ROWS_PER_GROUP
+    # Arrow reads through a Python file here, so that what it keeps are Python's bytes.
+    tracemalloc.start()
+    rows = read_rows(tmp_path / "long.parquet", "long.parquet", form, ["id", "text"], lambda _: None)
+    assert sum(1 for _ in rows) == 10 * ROWS_PER_GROUP
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert most < 5 * ROWS_PER_GROUP * CHARACTERS
 
 
@@ -81,7 +82,7 @@ def test_rows_are_found_by_their_position(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_row_costs_the_stages_up_to_split_less_memory_than_its_text(tmp_path: Path) -> None:
-    few, many = 20_000, 100_000
+    few, many = 100_000, 400_000
     peaks = {}
     for rows in (few, many):
         folder = tmp_path / str(rows)
@@ -90,8 +91,8 @@ def test_a_row_costs_the_stages_up_to_split_less_memory_than_its_text(tmp_path: 
     for stage in ("ingest", "format_prompts", "split"):
         bytes_a_row = (peaks[many][stage] - peaks[few][stage]) * 2**20 / (many - few)
         print(f"{stage}: {bytes_a_row:,.0f} bytes a row")
-        # A row is a text of 150 characters, a prompt of 170 and 91 tokens of 4 bytes.
-        assert bytes_a_row < 450, stage
+        # With whole files in memory it was 330 in ingest and split.
+        assert bytes_a_row < 250, stage
 
 
 def test_the_benchmark_of_the_start_prints_both_starts() -> None:

@@ -59,6 +59,16 @@ def test_at_least_six_measured_configurations_are_compared() -> None:
     assert sum(row["peak_bytes"] is not None for row in MEASURED) >= 6
 
 
+def test_predicted_tensors_are_on_average_within_3_percent() -> None:
+    # A bound of 15 % alone would not notice a term that is missing.
+    off = [
+        abs(sum(training_terms(measured_shape(row), measured_run(row)).values()) / row["peak_bytes"] - 1)
+        for row in MEASURED
+        if row["peak_bytes"] is not None
+    ]
+    assert sum(off) / len(off) < 0.03
+
+
 @pytest.mark.parametrize("row", MEASURED, ids=named)
 def test_predicted_memory_is_within_15_percent_of_measured(row: dict[str, Any]) -> None:
     shape, run = measured_shape(row), measured_run(row)
@@ -95,7 +105,7 @@ def test_predicted_activations_are_what_the_graph_holds_of_a_real_model(tokens: 
         )
     assert output.logits.requires_grad
     run = Run("cpu", rank, "adamw_torch", tokens, 1, False, False, True, False, False, False, False)
-    assert activation_bytes(read_shape(config.to_dict(), ""), run) == pytest.approx(sum(kept.values()), rel=WITHIN)
+    assert activation_bytes(read_shape(config.to_dict(), ""), run) == pytest.approx(sum(kept.values()), rel=0.05)
 
 
 def test_parameters_are_counted_as_the_models_have_them() -> None:
