@@ -26,6 +26,7 @@ from benchmarks.training import LABELS, WORKLOADS, train_here
 from benchmarks.workloads import make_labels, make_prompts, make_rows
 from stages.common.base import TOKENIZER_FOLDER
 from stages.common.errors import run_stage
+from stages.common.launching import run_processes
 from stages.common.model import compute_dtype, machine_device
 from stages.common.processes import (
     from_leader,
@@ -34,7 +35,6 @@ from stages.common.processes import (
     leads,
     process_count,
     process_index,
-    run_processes,
 )
 from stages.common.scoring.loading import load_fast_model
 from tests.tiny import save_tokenizer

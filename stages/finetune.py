@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
 from stages.common.errors import UserError, listing, run_stage
+from stages.common.launching import processes_to_start, run_processes
 from stages.common.model import compute_dtype, machine_device
 from stages.common.params import Params, load_params
 from stages.common.processes import (
@@ -22,8 +23,6 @@ from stages.common.processes import (
     leader_first,
     leads,
     process_count,
-    processes_to_start,
-    run_processes,
 )
 from stages.common.schema.finetune import Finetune
 from stages.common.tables import read_json, row_count, table_metadata, write_json

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from stages.common.base import TOKENIZER_FOLDER
 from stages.common.branches import label_branches
 from stages.common.errors import UserError, run_stage
+from stages.common.launching import processes_to_start, run_processes
 from stages.common.params import load_params
 from stages.common.predictions import write_answers, write_predictions
 from stages.common.processes import (
@@ -23,8 +24,6 @@ from stages.common.processes import (
     leads,
     process_count,
     process_index,
-    processes_to_start,
-    run_processes,
 )
 from stages.common.progress import progress
 from stages.common.prompting.kinds import prompt_kind

@@ -47,7 +47,7 @@ def start_two(place: Workplace, module: str = "stages.finetune", **more: str) ->
     """A stage in two processes, as it starts itself, but for what it imports before that: seconds of a test's time."""
     (place.folder / "two.py").write_text(
         "from stages.common.errors import run_stage\n"
-        "from stages.common.processes import run_processes\n"
+        "from stages.common.launching import run_processes\n"
         f"run_stage(lambda: run_processes(2, {module!r}))\n"
     )
     return start(place, "two", **({"PYTHONPATH": f"{ROOT}{os.pathsep}{place.folder}"} | more))

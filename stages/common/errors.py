@@ -1,4 +1,4 @@
-"""One readable message and a non-zero exit for everything that a user can cause, and an end when `dvc` has ended."""
+"""One readable message and a non-zero exit for everything that a user can cause."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import re
 import shutil
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
-from types import FrameType
-from typing import NoReturn
-
-import psutil
 
 # What the operating system says when the machine, not the program, is at fault, and what helps.
 _REMEDIES = {
@@ -32,8 +26,6 @@ _REMEDIES = {
 }
 # A full disk in the words of safetensors and tokenizers (Rust), and of torch.save, which counts the bytes written.
 _FULL_DISK = ("(os error 28)", "unexpected pos ")
-# How often a stage looks whether `dvc` is still there. A `dvc` takes longer than that to start.
-SECONDS_BETWEEN_LOOKS = 0.5
 # User and password of an address, which indexes, proxies and remotes have in the environment or in settings.
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
@@ -66,8 +58,9 @@ def run_stage(main: Callable[[], None]) -> None:
     logging.setLogRecordFactory(_Record)
     try:
         if "DVC_STAGE" in os.environ:
-            signal.signal(signal.SIGTERM, _stop)
-            _end_with_dvc()
+            from stages.common.orphans import end_with_dvc
+
+            end_with_dvc()
         main()
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -116,55 +109,6 @@ def _number_and_place(error: OSError) -> tuple[int | None, str]:
 def _fail(message: str) -> None:
     print(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(1)
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)
-
-
-def _end_with_dvc() -> None:
-    """Send this process SIGTERM when the `dvc` that started it is gone.
-
-    DVC names its stage in the environment of what it starts: a shell, which may stay in between, and whatever that
-    starts. So `dvc` is the parent of the outermost of this process and its ancestors that know the stage.
-    """
-    outermost = psutil.Process()
-    while (parent := outermost.parent()) is not None and _knows_a_stage(parent):
-        outermost = parent
-    dvc = outermost.ppid()
-
-    def look() -> None:
-        while _is_child(outermost, dvc):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if _may_be_dvc(dvc):
-        threading.Thread(target=look, daemon=True).start()
-    else:
-        # It went while this process started; what took this one over, init say, is what now looks like a parent.
-        raise Stopped(signal.SIGTERM, "dvc has ended")
-
-
-def _knows_a_stage(process: psutil.Process) -> bool:
-    try:
-        return "DVC_STAGE" in process.environ()
-    except psutil.Error:
-        return False
-
-
-def _may_be_dvc(number: int) -> bool:
-    try:
-        command = " ".join(psutil.Process(number).cmdline()).lower()
-    except psutil.Error:
-        return False
-    return "python" in command or "dvc" in command
-
-
-def _is_child(process: psutil.Process, parent: int) -> bool:
-    try:
-        return process.ppid() == parent
-    except psutil.Error:
-        return False
 
 
 def without_credentials(text: str) -> str:

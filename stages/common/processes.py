@@ -1,4 +1,4 @@
-"""One stage in several processes, one for each GPU: started by the stage itself, joined, agreeing, ended together."""
+"""A stage in several processes, one for each GPU: what they agree on, gather, and leave to the first of them."""
 
 from __future__ import annotations
 
@@ -6,167 +6,22 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from stages.common.errors import UserError
 
-# Set for a process whose numbers a launcher has given: this module's, torchrun's or `accelerate launch`'s.
+# Set for a process whose numbers a launcher has given: `run_processes`, torchrun or `accelerate launch`.
 RANK = "RANK"
 LAUNCHER = "STAGE_LAUNCHER_PID"
 # A process ends so, and says nothing, when another one is gone: that one has the message.
 LOST_ANOTHER = 75
-ORDERLY = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-SECONDS_OF_GRACE = 3  # in which a process whose connection broke does not pass for the one that broke it
 # What waits long waits for one that loads; a process that ends breaks its connections, and is noticed by that.
 TIME_LIMIT = timedelta(days=1)
 PR_SET_PDEATHSIG = 1
-
-
-class _Started(NamedTuple):
-    process: subprocess.Popen[bytes]
-    errors: Path | None  # where stderr goes; None for rank 0, which talks to the terminal
-
-
-def processes_to_start() -> int | None:
-    """How many processes the stage has to start; None where this process itself does the work.
-
-    One for each GPU that is visible, or as many as NUM_PROCESSES in the environment says.
-
-    Raises:
-        UserError: NUM_PROCESSES is no positive number, or larger than the number of GPUs.
-    """
-    if RANK in os.environ:
-        return None
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    asked = os.environ.get("NUM_PROCESSES") or str(max(1, gpus))
-    if not asked.isdecimal() or int(asked) < 1:
-        raise UserError(f"NUM_PROCESSES={asked} in the environment must be a whole number from 1, as 2")
-    if gpus and int(asked) > gpus:
-        raise UserError(
-            f"NUM_PROCESSES={asked} in the environment: each process needs a GPU of its own, and {gpus} can be seen. "
-            f"Give at most {gpus}, or show more in CUDA_VISIBLE_DEVICES."
-        )
-    return None if int(asked) == 1 and gpus <= 1 else int(asked)
-
-
-def run_processes(processes: int, *command: str) -> None:
-    """Run `python -m COMMAND` in so many processes and wait for all of them; ends this process where they fail.
-
-    Signals to stop are handed on. When a process crashes, the others are ended; rank 0 alone talks, and of another one
-    that crashed its last words are shown.
-
-    Args:
-        processes: at least 1.
-        command: a module and its arguments.
-
-    Raises:
-        UserError: a process was killed.
-        SystemExit: a process failed, and has said why.
-    """
-    from torch.distributed import TCPStore
-
-    # The processes meet here, at a port that the system chose, so that no two runs choose the same one.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        started: list[_Started] = []
-        with _handing_on_signals(started):
-            for rank in range(processes):
-                errors = Path(folder) / str(rank) if rank else None
-                environment = os.environ | _environment(rank, processes, store.port)
-                # A session of its own: what the terminal sends to a group comes once, from this process.
-                with errors.open("wb") if errors else contextlib.nullcontext() as stderr:
-                    process = subprocess.Popen(
-                        [sys.executable, "-m", *command], env=environment, stderr=stderr, start_new_session=True
-                    )
-                started.append(_Started(process, errors))
-            try:
-                _wait(started)
-            finally:
-                for one in started:
-                    one.process.kill()
-                    one.process.wait()
-        _report(started)
-
-
-def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
-    if processes == 1:
-        # One of several GPUs: trained on as if it were the only one.
-        return {"NUM_PROCESSES": "1", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    return {
-        RANK: str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        # As torchrun's agent does it: the starting process serves the store.
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        LAUNCHER: str(os.getpid()),
-    }
-
-
-@contextlib.contextmanager
-def _handing_on_signals(started: list[_Started]) -> Iterator[None]:
-    def hand_on(number: int, _frame: Any) -> None:
-        for one in started:
-            if one.process.poll() is None:
-                one.process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wait(started: list[_Started]) -> None:
-    """Until all have ended, or a little longer than the first that crashed."""
-    crashed_at = None
-    while any(one.process.poll() is None for one in started):
-        crashed = any(one.process.returncode not in (None, *ORDERLY) for one in started)
-        if crashed and crashed_at is None:
-            crashed_at = time.monotonic()
-        if crashed_at is not None and time.monotonic() - crashed_at > SECONDS_OF_GRACE:
-            return
-        time.sleep(0.05)
-
-
-def _report(started: list[_Started]) -> None:
-    codes = [one.process.returncode for one in started]
-    if not any(codes):
-        return
-    # Those that lost another one, and those that were ended for it, come last; rank 0 comes before the others.
-    order = sorted(range(len(codes)), key=lambda rank: (codes[rank] in (0, LOST_ANOTHER, -signal.SIGKILL), rank))
-    culprits = [rank for rank in order if codes[rank] not in (0, LOST_ANOTHER)] or order
-    rank = culprits[0]
-    code, errors = codes[rank], started[rank].errors
-    if code > 0 and code != LOST_ANOTHER:
-        if errors is not None:
-            print(_last_words(errors), file=sys.stderr)
-        raise SystemExit(code)
-    how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else "lost another one"
-    raise UserError(
-        f"process {rank + 1} of {len(codes)} {how}, and the others were ended. Where nobody killed it, the machine may "
-        "have run out of memory. Run `dvc repro` again: training continues from its last checkpoint."
-    )
-
-
-def _last_words(errors: Path) -> str:
-    lines = errors.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line for line in lines if line.startswith("error: ")]
-    return said[-1] if said else "\n".join(lines[-30:])
 
 
 @contextlib.contextmanager

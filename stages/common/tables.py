@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -45,8 +44,18 @@ def _remove_leftovers(path: Path) -> None:
     """Temporary files beside `path` of processes that were killed; their names say which process it was."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
         number = left.name.split(".")[-2]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
+        if number.isdigit() and not _is_running(int(number)):
             left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # a signal that only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class TableWriter:
