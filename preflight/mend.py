@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
@@ -18,6 +19,8 @@ from stages.common.errors import run_stage
 
 LOCK = Path("dvc.lock")
 # Which process reads and writes which path: of no use once these processes have ended.
+# DVC empties the file before it writes it: another `dvc` may be at it in this very moment.
+SECONDS_OF_A_WRITE = 1.0
 RUNNING = Path(".dvc/tmp/rwlock")
 
 
@@ -37,8 +40,10 @@ def mend_lock(path: Path) -> str | None:
 
     The stages that ran since then are restored from the run cache, which has them before dvc.lock does.
     """
-    if not path.is_file() or not is_cut(path.read_text(encoding="utf-8", errors="replace")):
-        return None
+    for _ in range(2):
+        if not path.is_file() or not is_cut(path.read_text(encoding="utf-8", errors="replace")):
+            return None
+        time.sleep(SECONDS_OF_A_WRITE)
     try:
         committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

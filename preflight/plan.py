@@ -37,7 +37,7 @@ from stages.common.model import machine_device
 from stages.common.params import PARAMS_PATH, Params, load_params
 from stages.common.scoring.batches import TOKENS_PER_BATCH
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
-from stages.common.training.trainer import MicroBatch, micro_batches
+from stages.common.training.trainer import MicroBatch, check_shares, micro_batches
 
 # What this project demands of itself on four GPUs; the planned time is no shorter than that.
 SCALING_EFFICIENCY = 0.85
@@ -79,6 +79,7 @@ def main() -> None:
     """
     options = read_options()
     params = load_params(path=options.params)
+    check_shares(params.finetune.global_batch_size, options.gpus)
     shape = read_base_shape(options.base)
     name, machine, free = chosen_machine(options.gpu)
     lengths = read_lengths(params, options.rows, options.tokens)
@@ -144,7 +145,8 @@ def chosen_machine(name: str | None) -> tuple[str, Machine, float]:
     """
     if name is None and machine_device().type == "cuda":
         found = torch.cuda.get_device_name()
-        known = next((each for each in MACHINES if each.partition("-")[0] in found), None)
+        words = found.replace("-", " ").split()
+        known = next((each for each in MACHINES if each.removeprefix("RTX-").partition("-")[0] in words), None)
         if known is None:
             raise UserError(f"nothing is known of {found}. Name the most similar machine: --gpu {', '.join(MACHINES)}.")
         return known, MACHINES[known], float(torch.cuda.mem_get_info()[0])

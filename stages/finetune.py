@@ -40,6 +40,7 @@ from stages.common.training.checkpoints import (
     locked_run,
     seal,
 )
+from stages.common.training.reducing import SharedOutOfMemoryError
 from stages.common.training.rows import longest_row, read_rows
 from stages.common.training.step_rows import ids_of_step
 from stages.common.training.stopping import signals_noted
@@ -75,7 +76,9 @@ def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLos
         trainer = make_trainer(params, micro, folder, rows)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if processes > 1 and not isinstance(error, SharedOutOfMemoryError):
+                raise  # the others are in the midst of a step, and would wait for this one for ever
             print(f"finetune: {micro.rows} rows at a time do not fit into the device's memory", flush=True)
         except DivergenceError as error:
             ids = listing(ids_of_step(PARTS["train"], params, rows["train"], error.step), params.global_batch_size)

@@ -240,7 +240,6 @@ def run(name: str, task: Task, params: Infer, formats: dict[Path, dict[str, Any]
     """
     predict = predict_labels if isinstance(task, ClassificationTask) else predict_answers
     print(f"infer: loading the base model{' and the adapter' if name == 'adapter' else ''}", flush=True)
-    # Importing torch and transformers takes seconds, in which the line above is on the screen.
     from stages.common.acceleration.choice import fast_paths
     from stages.common.scoring.label_scores import language_model
     from stages.common.scoring.loading import load_fast_model

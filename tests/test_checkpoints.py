@@ -131,3 +131,11 @@ def test_the_last_checkpoints_and_the_best_are_kept_by_their_steps_when_the_cloc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-20", "checkpoint-5"]
     remove_old_checkpoints(tmp_path, best_step=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-20"]
+
+
+def test_the_checkpoint_before_a_new_best_one_keeps_its_own_best_one(tmp_path: Path) -> None:
+    for step, best in ((100, 100), (140, 100), (180, 100), (200, 200)):
+        checkpoint(tmp_path, step, best)
+    remove_old_checkpoints(tmp_path, best_step=200)
+    (tmp_path / "checkpoint-200/trainer_state.json").write_text("{")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-180"

@@ -233,6 +233,7 @@ def test_split_files_say_how_many_rows_there_are_and_how_long(place: Workplace, 
     ("options", "expected"),
     [
         (("--base", "tiny", "--gpu", "H900", *TOLD), "'H900' is not known. Allowed: H200, H100"),
+        (("--base", "tiny", "--gpus", "3", *TOLD), "3 processes, one for each GPU, cannot share the 16 rows"),
         (("--base", "tiny"), "give --rows (of train) and --tokens (mean of a row)"),
         (("--base", "tiny", "--rows", "20"), "give --tokens (mean of a row)"),
         (("--base", "nowhere", *TOLD), "'nowhere' is no file. Allowed: llama-3.2-1b"),

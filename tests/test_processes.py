@@ -179,9 +179,45 @@ def test_a_launcher_that_ends_leaves_no_process_behind(
     assert len(ranks) == 2
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode != 0, said
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number, said
+        assert "has a checkpoint" in said
     wait_until_gone(ranks)
     assert not (place.folder / ADAPTER).exists()
+
+
+def test_a_process_that_fails_ends_the_first_one_at_work(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    (tmp_path / "failing.py").write_text(
+        "import os, time\n"
+        "from stages.common.errors import UserError, run_stage\n"
+        "def main():\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise UserError('row 7 is at fault')\n"
+        "    time.sleep(120)\n"
+        "run_stage(main)\n"
+    )
+    said, _ = start_two(place, "failing").communicate(timeout=60)
+    assert said.strip() == "error: row 7 is at fault"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_processes_can_answer_it_is_no_crash(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "deaf.py").write_text(
+        "import pathlib, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "pathlib.Path('started').touch()\n"
+        "time.sleep(120)\n"
+    )
+    process = start_two(Workplace(tmp_path), "deaf")
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)  # the other one is as far
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert f"stopped by {number.name}" in said and "memory" not in said
 
 
 def wait_until_gone(pids: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.common.errors import UserError
+from stages.common.errors import Stopped, UserError
 from stages.common.processes import LAUNCHER, LOST_ANOTHER, RANK
 
 ORDERLY = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 SECONDS_OF_GRACE = 3  # in which a process whose connection broke does not pass for the one that broke it
+# The same where the first one stopped in good order: rank 0 may be writing a checkpoint, or waiting on its GPU forever.
+SECONDS_TO_STOP = 120
 
 
 class _Started(NamedTuple):
@@ -69,7 +72,7 @@ def run_processes(processes: int, *command: str) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         started: list[_Started] = []
-        with _handing_on_signals(started):
+        with _handing_on_signals(started) as handed_on:
             for rank in range(processes):
                 errors = Path(folder) / str(rank) if rank else None
                 environment = os.environ | _environment(rank, processes, store.port)
@@ -85,7 +88,7 @@ def run_processes(processes: int, *command: str) -> None:
                 for one in started:
                     one.process.kill()
                     one.process.wait()
-        _report(started)
+        _report(started, handed_on)
 
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -108,33 +111,38 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _handing_on_signals(started: list[_Started]) -> Iterator[None]:
+def _handing_on_signals(started: list[_Started]) -> Iterator[list[int]]:
+    """In the block signals go to the processes; yields those that did."""
+    handed_on: list[int] = []
+
     def hand_on(number: int, _frame: Any) -> None:
+        handed_on.append(number)
         for one in started:
             if one.process.poll() is None:
                 one.process.send_signal(number)
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield handed_on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _wait(started: list[_Started]) -> None:
-    """Until all have ended, or a little longer than the first that crashed."""
-    crashed_at = None
-    while any(one.process.poll() is None for one in started):
-        crashed = any(one.process.returncode not in (None, *ORDERLY) for one in started)
-        if crashed and crashed_at is None:
-            crashed_at = time.monotonic()
-        if crashed_at is not None and time.monotonic() - crashed_at > SECONDS_OF_GRACE:
+    """Until all have ended, or a little longer than the first that crashed or stopped."""
+    deadlines: dict[int, float] = {}
+    while None in [one.process.poll() for one in started]:  # each is asked: `any` would stop at the first that runs
+        for one in started:
+            if one.process.returncode:
+                grace = SECONDS_TO_STOP if one.process.returncode in ORDERLY else SECONDS_OF_GRACE
+                deadlines.setdefault(one.process.pid, time.monotonic() + grace)
+        if time.monotonic() > min(deadlines.values(), default=math.inf):
             return
         time.sleep(0.05)
 
 
-def _report(started: list[_Started]) -> None:
+def _report(started: list[_Started], handed_on: list[int]) -> None:
     codes = [one.process.returncode for one in started]
     if not any(codes):
         return
@@ -147,6 +155,11 @@ def _report(started: list[_Started]) -> None:
         if errors is not None:
             print(_last_words(errors), file=sys.stderr)
         raise SystemExit(code)
+    if -code in handed_on:
+        raise Stopped(-code)  # before Python had come to what answers signals
+    if code == LOST_ANOTHER:
+        # Each says so, and nobody else anything: what broke the connection stands in the words of one of them.
+        print(_last_words(started[-1].errors or Path(os.devnull)), file=sys.stderr)
     how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else "lost another one"
     raise UserError(
         f"process {rank + 1} of {len(codes)} {how}, and the others were ended. Where nobody killed it, the machine may "

@@ -51,6 +51,8 @@ def joined_processes() -> Iterator[None]:
         if not _has_lost_another(error):
             raise
         sys.stdout.flush()
+        if not leads():
+            print(error, file=sys.stderr, flush=True)  # for the launcher, where no other process says what is wrong
         # Ending in good order would wait for the one that is gone.
         os._exit(LOST_ANOTHER)
     distributed.destroy_process_group()

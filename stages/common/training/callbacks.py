@@ -163,8 +163,7 @@ class Watch(TrainerCallback):
     def _refuse_broken_weights(self, step: int) -> None:
         """Otherwise the checkpoint would replace one whose weights are numbers."""
         trained = [weight.detach() for weight in self._trainer.adapter.parameters() if weight.requires_grad]
-        local = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained]
-        total = torch.stack(torch._foreach_norm(local)).sum() + self._sums[-1][1]
+        total = torch.stack(torch._foreach_norm(trained)).sum() + self._sums[-1][1]
         if not self._trainer.accelerator.gather(total.view(1)).isfinite().all():
             raise DivergenceError("loss or weights became no numbers", step, self._first_broken(step))
 

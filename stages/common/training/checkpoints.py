@@ -73,12 +73,14 @@ def locked_run(root: Path, key: str) -> Iterator[Path]:
                 f"another process is training this very run (it holds {lock.lock_file}). Wait for it, or stop it: its "
                 "checkpoints are used by the next run."
             ) from None
-    with lock:
+    try:
         _remove_old_runs(root, key)
         folder = root / key
         folder.mkdir(exist_ok=True)
         write_text(folder / ORDER, f"{1 + max(map(_order, _runs(root)), default=0)}\n")
         yield folder
+    finally:
+        lock.release()
 
 
 def keep_adapter_alone(folder: Path) -> None:
@@ -109,8 +111,11 @@ def damaged_files(folder: Path) -> list[str] | None:
 
 def remove_old_checkpoints(folder: Path, best_step: int | None) -> None:
     """Keep the newest and the best ones, by their steps: transformers goes by the clock, which may be set back."""
-    for path in _newest_first(folder)[NEWEST_KEPT:]:
-        if _step(path) != best_step:
+    newest = _newest_first(folder)
+    # The second newest may have another best one, without which it could not be continued from.
+    best = {best_step, *map(_best_step, newest[:NEWEST_KEPT])}
+    for path in newest[NEWEST_KEPT:]:
+        if _step(path) not in best:
             shutil.rmtree(path)
 
 
@@ -139,6 +144,15 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    step: int | None = state["best_global_step"]
+    return step
 
 
 def _is_usable(checkpoint: Path) -> bool:

@@ -11,6 +11,10 @@ from torch import distributed
 from stages.common.processes import largest
 
 
+class SharedOutOfMemoryError(torch.OutOfMemoryError):
+    """Memory ran out on one process at least, and all of them raise this."""
+
+
 def agreeing(work: Callable[[], Any]) -> Any:
     """Do it; when memory runs out on one process, it does so on all, so that all go on with a smaller micro-batch."""
     done, error = None, None
@@ -19,7 +23,7 @@ def agreeing(work: Callable[[], Any]) -> Any:
     except torch.OutOfMemoryError as own:
         error = own
     if largest(error is not None):
-        raise error or torch.OutOfMemoryError("on another process")
+        raise SharedOutOfMemoryError(str(error or "on another process")) from error
     return done
 
 
