@@ -59,6 +59,10 @@ def read_lengths(params: Params, rows: int | None, tokens: int | None, root: Pat
         values, _ = values_of_files(params, root)
         if "rows_a_pass" in values:
             return lengths_of_parts(params, values["parts"])
+    elif rows is None or tokens is None:
+        given, other = ("--rows", "--tokens") if tokens is None else ("--tokens", "--rows")
+        if other == "--tokens" or expected_train_rows(params.ingest, params.split) is None:
+            raise UserError(f"{given} needs {other} as well. Without both, data/splits is read.")
     rows = rows or expected_train_rows(params.ingest, params.split)
     lacking = [name for name, value in (("--rows (of train)", rows), ("--tokens (mean of a row)", tokens)) if not value]
     if rows is None or tokens is None:

@@ -82,6 +82,8 @@ def main() -> None:
     check_shares(params.finetune.global_batch_size, options.gpus)
     shape = read_base_shape(options.base)
     name, machine, free = chosen_machine(options.gpu)
+    if name == "cpu" and options.gpus > 1:
+        raise UserError(f"--gpus {options.gpus}: processes on one CPU share its cores, so more of them gain nothing.")
     lengths = read_lengths(params, options.rows, options.tokens)
     plan = make_plan(params, shape, lengths, machine, free, options.gpus)
     print(
@@ -223,7 +225,7 @@ def misfit(params: Params, shape: Shape, lengths: Lengths, plan: Plan, name: str
     room = longest_that_fits(params, shape, lengths, plan)
     if room:
         ways.append(f"format_prompts.max_length_tokens of at most {room:,}")
-    ways += ["a smaller base model", "FSDP, which cuts the base over several GPUs (docs/clusters.md)"]
+    ways.append("a smaller base model")
     return (
         f"one row of up to {lengths.longest:,} tokens takes {_gib(plan.process)} of {_gib(plan.free)} on {name}, even "
         f"in NF4 with activations recomputed; the base alone {_gib(base)}. What would fit: {'; '.join(ways)}."

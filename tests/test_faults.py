@@ -22,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets.exceptions import DatasetGenerationError
 from safetensors.torch import load_file, save_file
 
+from stages.common.errors import run_stage
 from stages.common.params import load_params
 from stages.common.training import trainer
 from stages.common.training.checkpoints import HASHES, finished_adapter, last_checkpoint
@@ -242,7 +244,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert last_checkpoint(folder) == folder / f"checkpoint-{before}"
     assert not path.parent.exists()
     # Without hashes it was cut in mid-write, which is nothing to tell.
-    told = "" if (name, how) == (HASHES, "removed") else f"checkpoint-{last} is not used: damaged are "
+    told = "" if (name, how) == (HASHES, "removed") else f"checkpoint-{last} is not used, damaged: "
     assert told in (output := capfd.readouterr().out)
     assert name in output or not told or name == HASHES
 
@@ -257,7 +259,7 @@ def test_from_the_checkpoint_before_a_damaged_one_training_ends_in_the_same_adap
     capfd.readouterr()
     assert place.main(STAGE) == 0
     output = capfd.readouterr().out
-    assert f"checkpoint-{last} is not used: damaged are adapter_model.safetensors" in output
+    assert f"checkpoint-{last} is not used, damaged: adapter_model.safetensors" in output
     assert f"from checkpoint-{before}\n" in output
     assert files(place) == files(whole)
 
@@ -271,7 +273,7 @@ def test_a_finished_adapter_that_was_damaged_before_dvc_took_it_is_not_used(
     weights = folder / "adapter/adapter_model.safetensors"
     weights.write_bytes(flipped(weights.read_bytes()))
     assert finished_adapter(folder) is None
-    assert "adapter is not used: damaged are adapter_model.safetensors" in capfd.readouterr().out
+    assert "adapter is not used, damaged: adapter_model.safetensors" in capfd.readouterr().out
 
 
 def test_checkpoints_on_the_disk_are_the_two_newest_and_the_best(interrupted: Workplace) -> None:
@@ -441,3 +443,15 @@ def test_a_killed_data_worker_is_one_message_and_ctrl_c_to_all_of_them_still_wri
         assert re.search(r"stopped by \w+: step \d+ has a checkpoint", (tmp_path / "log").read_text())
     # Not the weights of a run without such processes: on a CPU they are seeded by what dropout draws from.
     assert place.main(STAGE) == 0
+
+
+def test_a_full_disk_is_named_though_datasets_wraps_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        try:
+            Path("/dev/full").open("w", buffering=1).write("rows\n")
+        except OSError as error:
+            raise DatasetGenerationError("An error occurred while generating the dataset") from error
+
+    with pytest.raises(SystemExit, match="1"):
+        run_stage(main)
+    assert "the disk is full: free some space" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def is_alive(pid: int) -> bool:
     [
         ("0", "error: NUM_PROCESSES=0 in the environment must be a whole number from 1, as 2"),
         ("two", "error: NUM_PROCESSES=two in the environment must be a whole number from 1, as 2"),
-        ("3", "error: 3 processes, one for each GPU, cannot share the 20 rows of a step evenly. Set NUM_PROCESSES in"),
+        ("3", "error: 3 processes (one for each GPU) cannot share the 20 rows of a step evenly. Set NUM_PROCESSES in"),
     ],
 )
 def test_a_number_of_processes_that_cannot_be_is_refused_in_one_message(

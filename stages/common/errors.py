@@ -73,11 +73,11 @@ def run_stage(main: Callable[[], None]) -> None:
     except MemoryError:
         _fail("the machine is out of memory: close other programs, or use a smaller base model or table")
     except OSError as error:
-        number, place = _number_and_place(error)
-        if number not in _REMEDIES:
-            raise
-        _fail(f"{place}: {_REMEDIES[number]}")
+        _fail_of_system(error)
+        raise
     except Exception as error:
+        if isinstance(error.__cause__, OSError):
+            _fail_of_system(error.__cause__)  # datasets wraps it into an error that says nothing
         if any(words in str(error) for words in _FULL_DISK):
             _fail(f"{_REMEDIES[errno.ENOSPC]} ({error})")
         if "DataLoader worker (pid" in str(error):
@@ -95,6 +95,12 @@ def run_stage(main: Callable[[], None]) -> None:
         if "CUDA out of memory" in str(error):
             _fail(f"the GPU is out of memory: end other programs on it, or use a smaller base model ({error})")
         raise
+
+
+def _fail_of_system(error: OSError) -> None:
+    number, place = _number_and_place(error)
+    if number in _REMEDIES:
+        _fail(f"{place}: {_REMEDIES[number]}")
 
 
 def _number_and_place(error: OSError) -> tuple[int | None, str]:

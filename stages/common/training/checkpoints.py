@@ -169,7 +169,7 @@ def _is_usable(checkpoint: Path) -> bool:
 def _is_whole(folder: Path) -> bool:
     damaged = damaged_files(folder)
     if damaged:
-        print(f"finetune: {folder} is not used: damaged are {listing(damaged)}", flush=True)
+        print(f"finetune: {folder} is not used, damaged: {listing(damaged)}", flush=True)
     return damaged == []
 
 

@@ -95,7 +95,7 @@ def check_shares(global_batch_size: int, processes: int) -> None:
     if global_batch_size % processes:
         allowed = [count for count in range(1, global_batch_size + 1) if global_batch_size % count == 0]
         raise UserError(
-            f"{processes} processes, one for each GPU, cannot share the {global_batch_size} rows of a step evenly. Set "
+            f"{processes} processes (one for each GPU) cannot share the {global_batch_size} rows of a step evenly. Set "
             f"NUM_PROCESSES in the environment to one of {allowed}, or make finetune.global_batch_size a multiple of "
             f"{processes}; that changes the result."
         )
