@@ -448,7 +448,7 @@ def test_a_killed_data_worker_is_one_message_and_ctrl_c_to_all_of_them_still_wri
 def test_a_full_disk_is_named_though_datasets_wraps_it(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         try:
-            Path("/dev/full").open("w", buffering=1).write("rows\n")
+            Path("/dev/full").write_text("rows\n")
         except OSError as error:
             raise DatasetGenerationError("An error occurred while generating the dataset") from error
 
