@@ -45,7 +45,7 @@ STARTED = "BENCHMARK_STARTED"  # when the processes were started, in their envir
 
 
 def main() -> None:
-    """Print a line for each number of processes and workload, with its speed and its efficiency."""
+    """Print a line for each number of processes and workload, with its speed."""
     options = read_options()
     if STARTED not in os.environ:
         for processes in options.processes:

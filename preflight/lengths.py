@@ -55,20 +55,21 @@ def read_lengths(params: Params, rows: int | None, tokens: int | None, root: Pat
     Raises:
         UserError: nothing says how many rows there are, or how long.
     """
-    if rows is None and tokens is None:
+    told = rows is not None or tokens is not None
+    if not told:
         values, _ = values_of_files(params, root)
         if "rows_a_pass" in values:
             return lengths_of_parts(params, values["parts"])
-    elif rows is None or tokens is None:
-        given, other = ("--rows", "--tokens") if tokens is None else ("--tokens", "--rows")
-        if other == "--tokens" or expected_train_rows(params.ingest, params.split) is None:
-            raise UserError(f"{given} needs {other} as well. Without both, data/splits is read.")
     rows = rows or expected_train_rows(params.ingest, params.split)
-    lacking = [name for name, value in (("--rows (of train)", rows), ("--tokens (mean of a row)", tokens)) if not value]
+    lacking = [name for name, value in (("--rows", rows), ("--tokens", tokens)) if value is None]
     if rows is None or tokens is None:
+        if told:
+            given = "--rows" if tokens is None else "--tokens"
+            raise UserError(f"{given} needs {lacking[0]} as well. Without both, data/splits is read.")
+        explained = {"--rows": "--rows (of train)", "--tokens": "--tokens (mean of a row)"}
         raise UserError(
             "data/splits does not hold the data of these params.yaml, so that their rows are not known. Run `dvc repro "
-            f"split`, or give {' and '.join(lacking)}."
+            f"split`, or give {' and '.join(explained[name] for name in lacking)}."
         )
     return lengths_as_told(params, rows, tokens)
 

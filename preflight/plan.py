@@ -167,7 +167,7 @@ def make_plan(params: Params, shape: Shape, lengths: Lengths, machine: Machine, 
         free: bytes of its memory.
         gpus: how many share a step.
     """
-    ways = micro_batches(max(1, params.finetune.global_batch_size // gpus), lengths.longest, machine.device)
+    ways = micro_batches(params.finetune.global_batch_size, lengths.longest, machine.device, gpus)
     runs = [planned_run(params, shape, lengths, micro, machine.device, free) for micro in ways]
     needed = [process_bytes(shape, run) for run in runs]
     first = next((number for number, size in enumerate(needed) if size <= free), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,31 +25,22 @@ from stages.common.base import BASE_FOLDER
 from stages.common.errors import UserError
 from stages.common.model import load_model
 from stages.common.scoring.label_scores import build_tree
+from tests.printed import printed_rows
 from tests.tiny import CONTROL_TOKENS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_benchmark_of_comparisons_prints_a_line_for_each_task() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.compare", "--rows", "200", "--tasks", "2 labels"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    lines = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("|")]
-    assert [line[0] for line in lines[2:]] == ["2 labels"]
-    assert all(float(line[4]) < 1024 for line in lines[2:])
+    lines = printed_rows("benchmarks.compare", "--rows", "200", "--tasks", "2 labels")
+    assert [line[0] for line in lines] == ["2 labels"]
+    assert all(float(line[4]) < 1024 for line in lines)
 
 
 def test_the_benchmark_of_stages_prints_a_line_for_each_cheap_stage() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.stages", "--rows", "300"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    lines = [line.strip("|").split("|") for line in result.stdout.splitlines() if line.startswith("|")]
-    assert [line[0].strip() for line in lines[2:]] == list(STAGES)
-    assert all(float(line[2]) > 0 and float(line[4]) < 1024 for line in lines[2:])
+    lines = printed_rows("benchmarks.stages", "--rows", "300")
+    assert [line[0] for line in lines] == list(STAGES)
+    assert all(float(line[2]) > 0 and float(line[4]) < 1024 for line in lines)
 
 
 def test_growth_is_the_power_of_the_number_of_rows() -> None:

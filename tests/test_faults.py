@@ -47,8 +47,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     place.set("base_model.path", str(place.folder / "base"))
     for name, value in {"lora": lora(dropout=0.2), "max_steps": 40, "evaluate_every_steps": 10}.items():
         place.set(f"finetune.{name}", value)
-    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
-        assert place.main(stage) == 0
+    place.run_up_to_splits()
     yield place
     torch.set_num_threads(threads)
 

@@ -49,8 +49,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A project up to its splits."""
     place = make_workplace(tmp_path_factory.mktemp("finetune") / "project")
     place.set("base_model.path", str(place.folder / "base"))
-    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
-        assert place.main(stage) == 0
+    place.run_up_to_splits()
     return place
 
 

@@ -47,8 +47,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A project up to its splits, whose steps are large enough to fill some GPU memory."""
     place = make_workplace(tmp_path_factory.mktemp("gpu") / "project")
     place.set("finetune.global_batch_size", 64)
-    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
-        assert place.main(stage) == 0
+    place.run_up_to_splits()
     return place
 
 

@@ -34,8 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Workpla
     place.set("finetune.max_steps", 24)
     place.set("finetune.evaluate_every_steps", 5)
     place.set("finetune.early_stopping_patience", None)
-    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
-        assert place.main(stage) == 0
+    place.run_up_to_splits()
     places = {}
     for name in ("one", "two", "killed"):
         shutil.copytree(place.folder, folder / name)

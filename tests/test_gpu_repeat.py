@@ -43,8 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place.set("base_model.path", str(place.folder / "base"))
     place.set("finetune.max_steps", 40)
     place.set("finetune.evaluate_every_steps", 20)
-    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
-        assert place.main(stage) == 0
+    place.run_up_to_splits()
     return place
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from benchmarks.stages import measure_stages
 from stages.common.schema.ingest import TableFormat
 from stages.common.sources.readers import read_rows
 from stages.common.tables import ROWS_PER_GROUP, iter_batches, open_table, rows_at
+from tests.printed import printed_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string())])
@@ -96,11 +95,6 @@ def test_a_row_costs_the_stages_up_to_split_less_memory_than_its_text(tmp_path: 
 
 
 def test_the_benchmark_of_the_start_prints_both_starts() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.startup", "--rows", "300"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    lines = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("|")][2:]
+    lines = printed_rows("benchmarks.startup", "--rows", "300")
     assert [line[:2] for line in lines] == [["300", "first"], ["300", "second"]]
     assert all(float(line[3]) <= float(line[4]) <= float(line[5]) < 60 for line in lines)

@@ -44,8 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     place.set("finetune.global_batch_size", 20)
     place.set("finetune.max_steps", 10)
     place.set("finetune.evaluate_every_steps", 4)
-    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
-        assert place.main(stage) == 0
+    place.run_up_to_splits()
     return place
 
 

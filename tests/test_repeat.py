@@ -48,8 +48,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     # Until the adapter answers by the text, and seeds differ in more than their first steps.
     place.set("finetune.max_steps", 30)
     place.set("finetune.evaluate_every_steps", 30)
-    for stage in ("stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"):
-        assert place.main(stage) == 0
+    place.run_up_to_splits()
     return place
 
 

@@ -96,6 +96,11 @@ class Workplace:
                 return exit.code
         return 0
 
+    def run_up_to_splits(self) -> None:
+        """Run all that training needs, in this process."""
+        for stage in ("base_model", "ingest", "format_prompts", "split"):
+            assert self.main(f"stages.{stage}") == 0
+
     def _write_params(self, values: dict[str, Any]) -> None:
         YAML(typ="safe").dump(values, self.folder / "params.yaml")
 
