@@ -24,9 +24,10 @@ from benchmarks.shapes import SHAPES, entered_project, shape_config
 from benchmarks.training import LABELS, train_here
 from benchmarks.workloads import make_labels, make_prompts, make_rows, mean_tokens
 from preflight.memory import read_shape
-from stages.common.acceleration.choice import SWITCHES, fast_paths
+from stages.common.acceleration.choice import fast_paths
 from stages.common.errors import run_stage
 from stages.common.model import machine_device
+from stages.common.switches import SWITCHES
 from stages.common.training.rows import longest_row
 from stages.common.training.trainer import micro_batches
 

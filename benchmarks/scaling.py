@@ -59,11 +59,12 @@ def main() -> None:
         largest(0)
         with contextlib.ExitStack() as patches:
             for name in LOADED_BY:
-                patches.enter_context(patch(name, lambda: random_base(options.shape)))
-            for batch in options.batches or [WORKLOADS[options.shape].batch]:
+                patches.enter_context(patch(name, lambda **_: random_base(options.shape)))
+            for batch in options.batches if options.batches is not None else [WORKLOADS[options.shape].batch]:
                 say(options, "training", batch, measure_training(options, batch))
-            free_memory()
-            say(options, "scoring", options.rows, measure_scoring(options))
+                free_memory()
+            if options.rows:
+                say(options, "scoring", options.rows, measure_scoring(options))
 
 
 def read_options() -> argparse.Namespace:
@@ -71,8 +72,12 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b", help="default: llama-3.2-1b")
     parser.add_argument("--processes", nargs="+", type=int, default=[2], metavar="COUNT", help="default: 2")
-    parser.add_argument("--batches", nargs="+", type=int, metavar="ROWS", help="rows of a step (default: by shape)")
-    parser.add_argument("--rows", type=int, default=ROWS_SCORED, help=f"prompts of a call (default: {ROWS_SCORED})")
+    parser.add_argument(
+        "--batches", nargs="*", type=int, metavar="ROWS", help="rows of a step (default: by shape; none: no training)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=ROWS_SCORED, help=f"prompts of a call (default: {ROWS_SCORED}; 0: no scoring)"
+    )
     parser.add_argument("--steps", type=int, default=30, help="optimizer steps that are measured (default: 30)")
     parser.add_argument("--warmup-steps", type=int, default=15, help="and not, before them, at least 1 (default: 15)")
     return parser.parse_args()

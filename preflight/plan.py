@@ -30,12 +30,13 @@ from preflight.memory import (
 )
 from preflight.run_length import steps_of_run
 from preflight.throughput import MACHINES, Machine, find_machine, predict_rate
-from stages.common.acceleration.choice import LEAST_COMPILED_FLOP, MOST_DENSE_SHARE, available_memory, low_memory
+from stages.common.acceleration.choice import LEAST_COMPILED_FLOP, MOST_DENSE_SHARE, available_memory
 from stages.common.acceleration.layers import PRE_NORM
 from stages.common.errors import UserError, run_stage
 from stages.common.model import machine_device
 from stages.common.params import PARAMS_PATH, Params, load_params
 from stages.common.scoring.batches import TOKENS_PER_BATCH
+from stages.common.switches import low_memory
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
 from stages.common.training.trainer import MicroBatch, check_shares, micro_batches
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from stages.common.acceleration.base import trained_and_all_parameters
 from stages.common.base import BASE_PIN, TOKENIZER_FOLDER, file_sha256
 from stages.common.errors import UserError, listing, run_stage
 from stages.common.launching import processes_to_start, run_processes
-from stages.common.model import compute_dtype, machine_device
+from stages.common.model import base_is_spread, compute_dtype, machine_device
 from stages.common.params import Params, load_params
 from stages.common.processes import (
     from_leader,
@@ -44,7 +45,7 @@ from stages.common.training.reducing import SharedOutOfMemoryError
 from stages.common.training.rows import longest_row, read_rows
 from stages.common.training.step_rows import ids_of_step
 from stages.common.training.stopping import signals_noted
-from stages.common.training.trainer import LOG_FOLDER, check_shares, make_trainer, micro_batches
+from stages.common.training.trainer import LOG_FOLDER, MicroBatch, check_shares, make_trainer, micro_batches
 
 PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
 CODE_DIGEST = Path("data/code/finetune.sha256")
@@ -66,19 +67,24 @@ def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLos
         UserError: even one row at a time does not fit, or the loss is no number.
     """
     device, processes = machine_device(), process_count()
+    sharded = base_is_spread(processes)
     longest_tokens = longest_row(rows.values())
-    for micro in micro_batches(params.global_batch_size, longest_tokens, device.type, processes):
+    for micro in micro_batches(
+        params.global_batch_size, longest_tokens, device.type, processes, memory_is_short=sharded
+    ):
         checkpoint = from_leader(last_checkpoint(folder) if leads() else None)
         start = f"from {checkpoint.name}" if checkpoint else "from the start"
         recompute = ", activations recomputed" if micro.recompute_activations else ""
         shared = f" on {processes} processes" if processes > 1 else ""
+        shared += ", which share the base" if sharded else ""
         print(f"finetune: {micro.rows} rows x {micro.accumulation} a step{shared}{recompute}, {start}", flush=True)
         trainer = make_trainer(params, micro, folder, rows)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:
             if processes > 1 and not isinstance(error, SharedOutOfMemoryError):
-                raise  # the others are in the midst of a step, and would wait for this one for ever
+                # The others are in the midst of a step, and would wait for this one for ever.
+                raise out_of_memory(micro, longest_tokens) from error
             print(f"finetune: {micro.rows} rows at a time do not fit into the device's memory", flush=True)
         except DivergenceError as error:
             ids = listing(ids_of_step(PARTS["train"], params, rows["train"], error.step), params.global_batch_size)
@@ -97,6 +103,19 @@ def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLos
     )
 
 
+def out_of_memory(micro: MicroBatch, longest_tokens: int) -> UserError:
+    """What to do where all processes cannot try again together."""
+    fewer = next((rows for rows in range(micro.rows - 1, 0, -1) if micro.rows % rows == 0), None)
+    advice = (
+        f"Set MICRO_BATCH_SIZE={fewer} in the environment and run again: training continues from its last checkpoint."
+        if fewer
+        else "Use more or larger GPUs, a smaller base model or a smaller format_prompts.max_length_tokens."
+    )
+    return UserError(
+        f"a GPU is out of memory with {micro.rows} rows of up to {longest_tokens} tokens at a time. {advice}"
+    )
+
+
 def summarise(trainer: AnswerLossTrainer, params: Finetune, available: int) -> dict[str, Any]:
     """What the run came to, without timings: they would make two equal adapters differ.
 
@@ -106,7 +125,7 @@ def summarise(trainer: AnswerLossTrainer, params: Finetune, available: int) -> d
         available: rows to train on: for several labels a row one for each, with oversampling the repeated ones too.
     """
     state = trainer.state
-    trainable, total = trainer.adapter.get_nb_trainable_parameters()
+    trainable, total = trained_and_all_parameters(trainer.adapter)
     return {
         "steps": state.global_step,
         "epochs": state.epoch,

@@ -222,11 +222,21 @@ def main() -> None:
     paths = [SPLITS_FOLDER / f"{part}.parquet" for part in PARTS]
     formats = [read_prompt_format(path, params.task, params.infer) for path in paths]
     processes = processes_to_start()
-    if processes is not None:
+    if processes is not None and not lies_on_all_gpus(processes):
         run_processes(processes, "stages.infer", *arguments)
         return
     with joined_processes():
         run(name, params.task, params.infer, dict(zip(paths, formats, strict=True)))
+
+
+def lies_on_all_gpus(processes: int) -> bool:
+    """Whether no GPU could hold the base, so that one process predicts with its layers on all of them."""
+    from stages.common.model import base_is_spread
+
+    if not base_is_spread(processes):
+        return False
+    print("infer: one process, with the base model's layers on all GPUs", flush=True)
+    return True
 
 
 def run(name: str, task: Task, params: Infer, formats: dict[Path, dict[str, Any]]) -> None:

@@ -29,6 +29,17 @@ AnswerLossTrainer.compute_loss = limited
 run_stage(finetune.main)
 """
 
+# Run as the stage: a GPU of so many bytes.
+SMALL_GPU = """
+import os, torch
+from stages import finetune
+from stages.common.errors import run_stage
+total = torch.cuda.get_device_properties(0).total_memory
+for gpu in range(torch.cuda.device_count()):
+    torch.cuda.set_per_process_memory_fraction(float(os.environ['GPU_BYTES']) / total, gpu)
+run_stage(finetune.main)
+"""
+
 
 def start(place: Workplace, *command: str, **more: str) -> subprocess.Popen[str]:
     """`python -m ...` there, on all devices that the environment shows."""
@@ -57,6 +68,12 @@ def start_limited(place: Workplace, most_rows: int, **more: str) -> subprocess.P
     """The stage `finetune`, where process 2 has no memory for more than so many rows at a time."""
     (place.folder / "limited.py").write_text(OUT_OF_MEMORY)
     return start_two(place, "limited", **more, MOST_ROWS=str(most_rows))
+
+
+def start_on_small_gpus(place: Workplace, gpu_bytes: float, **more: str) -> subprocess.Popen[str]:
+    """The stage `finetune` in two processes, with GPUs of so many bytes."""
+    (place.folder / "small.py").write_text(SMALL_GPU)
+    return start_two(place, "small", **more, GPU_BYTES=str(gpu_bytes))
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

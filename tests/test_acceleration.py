@@ -15,16 +15,15 @@ from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.base import dequantize_base, linear_parameters
 from stages.common.acceleration.choice import (
     LEAST_COMPILED_FLOP,
-    SWITCHES,
     choose_paths,
     forward_flop,
-    low_memory,
     packing_obstacle,
 )
 from stages.common.errors import UserError
 from stages.common.model import load_base
 from stages.common.scoring.loading import load_fast_model
 from stages.common.scoring.tree_attention import merge
+from stages.common.switches import SWITCHES, low_memory
 from tests.test_label_scores import tiny_model
 from tests.workplace import Workplace, make_workplace
 

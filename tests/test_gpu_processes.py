@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,8 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.launched import finish, losses, ranks_of, start, start_limited, wait_for_checkpoint
+from stages.common.sharding import base_bytes, skeleton
+from tests.launched import (
+    finish,
+    losses,
+    ranks_of,
+    start,
+    start_limited,
+    start_on_small_gpus,
+    wait_for_checkpoint,
+)
 from tests.workplace import Workplace, make_workplace
 
 pytestmark = [
@@ -95,10 +106,71 @@ def test_memory_that_runs_out_on_one_gpu_makes_the_micro_batch_smaller_on_both(
     trained: dict[str, tuple[Workplace, str]], tmp_path: Path
 ) -> None:
     place = trained["two"][0]
-    shutil.copytree(place.folder, tmp_path / "project")
-    shutil.rmtree(tmp_path / "project/checkpoints")
-    limited = Workplace(tmp_path / "project")
+    limited = copied(place, tmp_path / "project")
     said = finish(start_limited(limited, most_rows=10))
     assert "20 rows x 1 a step on 2 processes, from the start" in said
     assert "10 rows x 2 a step on 2 processes, from the start" in said
     assert np.abs(np.array(losses(limited)) / losses(place) - 1).max() < RELATIVE
+
+
+def test_two_gpus_that_share_the_base_train_to_the_losses_of_two_that_hold_it(
+    trained: dict[str, tuple[Workplace, str]], tmp_path: Path
+) -> None:
+    whole, sharded = (copied(trained["two"][0], tmp_path / name) for name in ("whole", "sharded"))
+    running = [
+        start(whole, "stages.finetune", LOW_MEMORY="1"),
+        start(sharded, "stages.finetune", SHARD_BASE="1"),
+    ]
+    _, said = map(finish, running)
+    assert "on 2 processes, which share the base, activations recomputed, from the start" in said
+    difference = np.abs(np.array(losses(sharded)) / losses(whole) - 1).max()
+    print(f"losses of a shared base differ from those of a whole one by {difference:.6f} at most")
+    assert difference < RELATIVE
+
+
+def test_one_process_predicts_with_the_layers_of_a_base_on_two_gpus(
+    trained: dict[str, tuple[Workplace, str]], tmp_path: Path
+) -> None:
+    tables = []
+    for shard, method in (("0", "label_scores"), ("1", "label_scores"), ("0", "generate"), ("1", "generate")):
+        place = copied(trained["two"][0], tmp_path / f"{method}-{shard}")
+        place.set("infer.method", method)
+        said = finish(start(place, "stages.infer", SHARD_BASE=shard))
+        assert ("layers on all GPUs" in said) == (shard == "1")
+        assert ("the base's layers lie on several GPUs" in said) == (shard == "1")
+        tables.append(pq.read_table(place.folder / "data/predictions/adapter/test.parquet"))
+    scored, spread, answered, answered_spread = tables
+    for name in (name for name in scored.column_names if name.startswith("probability.")):
+        np.testing.assert_allclose(scored[name].to_numpy(), spread[name].to_numpy(), atol=0.02)
+    same = np.mean(np.array(answered["prediction"].to_pylist()) == answered_spread["prediction"].to_pylist())
+    print(f"answers that are the same on one GPU and on two: {same:.2f}")
+    assert same > 0.9
+
+
+def test_a_base_that_no_gpu_could_hold_trains_on_two(tmp_path: Path) -> None:
+    place = make_workplace(tmp_path / "project")
+    settings = json.loads((place.folder / "base/config.json").read_text()) | {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 64,
+    }  # fmt: skip
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.bfloat16)
+    model.save_pretrained(place.folder / "base")
+    del model
+    torch.cuda.empty_cache()
+    place.set("base_model.path", str(place.folder / "base"))
+    place.set("finetune.lora.r", 4)
+    place.run_up_to_splits()
+    memory = 0.9 * base_bytes(skeleton(place.folder / "base", torch.bfloat16))
+    said = finish(start_on_small_gpus(place, memory, LOW_MEMORY="1"), code=1)
+    assert "error: the GPU is out of memory" in said
+    said = finish(start_on_small_gpus(place, memory, SHARD_BASE="1"))
+    print(f"{memory / 2**30:.2f} GiB a GPU: {said}")
+    assert "which share the base" in said
+    assert len(losses(place)) > 0
+
+
+def copied(place: Workplace, folder: Path) -> Workplace:
+    """A project of its own, without checkpoints."""
+    shutil.copytree(place.folder, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    return Workplace(folder)

@@ -17,8 +17,9 @@ from benchmarks.shapes import SHAPES, shape_config
 from preflight.memory import GIB, Run, Shape, activation_bytes, process_bytes, read_shape, training_terms
 from preflight.throughput import MACHINES, measured_shape, measurements, predict_rate
 from stages.common.acceleration.attention import Rows
-from stages.common.acceleration.choice import SWITCHES, FastPaths
+from stages.common.acceleration.choice import FastPaths
 from stages.common.acceleration.preparing import prepare_layers
+from stages.common.switches import SWITCHES
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
 from tests.split_files import prompt_format, write_split
 from tests.workplace import Workplace, make_workplace

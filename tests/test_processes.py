@@ -33,6 +33,7 @@ from tests.workplace import ENVIRONMENT, Workplace, make_workplace
 
 # Sums of float32 in another order.
 CLOSE = 1e-5
+SHARDED = {**ENVIRONMENT, "SHARD_BASE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,37 @@ def test_memory_that_runs_out_on_one_process_makes_the_micro_batch_smaller_on_bo
     assert difference(one, limited) < CLOSE
 
 
+def test_a_base_that_two_processes_share_trains_to_the_very_adapter_of_one_that_each_holds(
+    prepared: Workplace, two: tuple[Workplace, str], tmp_path: Path
+) -> None:
+    place = copy_of(prepared, tmp_path / "project")
+    said = finish(start_two(place, **SHARDED))
+    assert "on 2 processes, which share the base, activations recomputed, from the start" in said
+    assert files(place) == files(two[0])
+
+
+def test_one_process_predicts_with_a_base_that_is_shared(one: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    assert one.main("stages.infer", NUM_PROCESSES="2", SHARD_BASE="1") == 0
+    assert "infer: one process, with the base model's layers on all GPUs" in capfd.readouterr().out
+    said = finish(start_two(one, "stages.infer", **SHARDED), code=1)
+    assert "error: models/base: lies on several GPUs" in said and "without a launcher" in said
+
+
+def test_memory_that_runs_out_beside_a_shared_base_ends_with_what_to_set(prepared: Workplace, tmp_path: Path) -> None:
+    place = copy_of(prepared, tmp_path / "project")
+    said = finish(start_limited(place, 5, **SHARDED), code=1)
+    assert re.search(r"error: a GPU is out of memory with 10 rows of up to \d+ tokens at a time\.", said)
+    assert "Set MICRO_BATCH_SIZE=5 in the environment and run again" in said
+    assert "Traceback" not in said
+
+
+def test_a_shared_base_has_no_whole_weights_for_dora(prepared: Workplace, tmp_path: Path) -> None:
+    place = copy_of(prepared, tmp_path / "project")
+    place.set("finetune.lora.use_dora", True)
+    said = finish(start_two(place, **SHARDED), code=1)
+    assert "error: finetune.lora.use_dora: starts from the norms of whole weights" in said
+
+
 def test_two_processes_predict_what_one_predicts(one: Workplace, tmp_path: Path) -> None:
     two = copy_of(one, tmp_path / "two")
     process = start_two(two, "stages.infer", **ENVIRONMENT)
@@ -164,6 +196,19 @@ def test_a_killed_process_ends_the_other_and_the_next_run_ends_in_the_very_same_
     assert not (place.folder / ADAPTER).exists()
     said = finish(start_two(place, **ENVIRONMENT))
     assert "on 2 processes, from checkpoint-" in said
+    assert files(place) == files(whole)
+
+
+def test_a_training_that_is_killed_goes_on_with_a_base_that_is_shared(
+    settled: Workplace, whole: Workplace, tmp_path: Path
+) -> None:
+    place = copy_of(settled, tmp_path / "killed")
+    process = start_two(place, **SHARDED)
+    wait_for_checkpoint(place, process)
+    os.kill(ranks_of(process.pid)[0], signal.SIGKILL)
+    finish(process, code=1)
+    said = finish(start_two(place, **SHARDED))
+    assert "which share the base, activations recomputed, from checkpoint-" in said
     assert files(place) == files(whole)
 
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from stages.common.acceleration.determinism import settle_determinism
 from stages.common.base import BASE_FOLDER, BASE_PIN, ensure_base
 from stages.common.errors import UserError, listing
-from stages.common.processes import from_leader, leader_first
+from stages.common.processes import from_leader, leader_first, process_count
+from stages.common.sharding import is_spread, own_part, parts_absent, shard_layers, skeleton
 from stages.common.tables import read_json
 
 if TYPE_CHECKING:
@@ -37,43 +38,72 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_base(dtype: torch.dtype | None = None) -> PreTrainedModel:
+def base_is_spread(processes: int) -> bool:
+    """Whether the base lies on several GPUs, where one could not hold it; it is fetched first when it is absent.
+
+    Args:
+        processes: how many share the work, or will.
+
+    Raises:
+        UserError: the base cannot be fetched or read, or SHARD_BASE in the environment is neither 0 nor 1.
+    """
+    folder = BASE_FOLDER if BASE_FOLDER.is_dir() else _fetched_base()
+    return is_spread(folder, compute_dtype(machine_device()), processes)
+
+
+def _fetched_base() -> Path:
+    # Where it has to be fetched, one process does it.
+    with leader_first() if from_leader(not BASE_FOLDER.is_dir()) else nullcontext():
+        return ensure_base()
+
+
+def load_base(dtype: torch.dtype | None = None, *, trains: bool = False) -> PreTrainedModel:
     """The base model with its linear layers in NF4 with double quantisation (Dettmers et al. 2023, QLoRA).
+
+    Where one GPU could not hold it, it lies on several: sharded over the processes that train on it, or with its layers
+    on all GPUs of the one process that predicts.
 
     Args:
         dtype: what it computes in; None: `compute_dtype`.
+        trains: whether an adapter is trained on it, by all processes in step.
 
     Returns:
         A causal language model in evaluation mode on this machine's device.
 
     Raises:
         UserError: the base cannot be fetched, differs from its pin, lacks weights, or has no architecture that
-            transformers knows.
+            transformers knows; or one GPU could not hold it, and several processes are to predict.
     """
     settle_determinism()
-    # Where it has to be fetched, one process does it.
-    with leader_first() if from_leader(not BASE_FOLDER.is_dir()) else nullcontext():
-        folder = ensure_base()
+    folder = _fetched_base()
     device = machine_device()
     dtype = dtype or compute_dtype(device)
+    is_shared = process_count() > 1 and is_spread(folder, dtype, process_count())
+    if is_shared and not trains:
+        raise UserError(
+            f"{folder}: lies on several GPUs, where one could not hold it or SHARD_BASE=1 asks for it, and then one "
+            "process predicts with all of them. Start the command by itself, without a launcher."
+        )
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+    device_map = own_part(skeleton(folder, dtype), device) if is_shared else _device_map(folder, dtype, device)
     try:
-        # A relative path: it is written into the adapter's configuration.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            quantization_config=quantization,
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with parts_absent() if is_shared else nullcontext():
+            # A relative path: it is written into the adapter's configuration.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                quantization_config=quantization,
+                dtype=dtype,
+                device_map=device_map,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, ImportError) as error:
@@ -85,12 +115,18 @@ def load_base(dtype: torch.dtype | None = None) -> PreTrainedModel:
             f"{folder}: its safetensors lack the weights {listing(sorted(report['missing_keys']))}. Choose another "
             "revision or base model, or save this one again."
         )
+    if is_shared:
+        shard_layers(model, device)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16 bitsandbytes would repack the weights at the first evaluation, with scales in
             # bfloat16: a base that is another one before and after it, so that a resumed training ends elsewhere.
             module.support_avx512bf16_for_cpu = False
     return model.eval()
+
+
+def _device_map(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    return "balanced" if is_spread(folder, dtype, max(1, torch.cuda.device_count())) else {"": device}
 
 
 def load_model(adapter: Path | None, dtype: torch.dtype | None = None) -> PreTrainedModel | PeftModel:

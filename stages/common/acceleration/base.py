@@ -15,6 +15,16 @@ def linear_parameters(model: torch.nn.Module) -> int:
     return sum(module.in_features * module.out_features for module in _quantized(model).values())
 
 
+def trained_and_all_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """How many weights are trained, and how many there are: of a quantised layer what it stands for, sharded or not."""
+    layers = _quantized(model).values()
+    packed = {id(module.weight) for module in layers}
+    others = [weight for weight in model.parameters() if id(weight) not in packed]
+    return sum(one.numel() for one in others if one.requires_grad), linear_parameters(model) + sum(
+        one.numel() for one in others
+    )
+
+
 def dequantize_base(model: PreTrainedModel) -> None:
     """Replace each NF4 layer by an ordinary one, its weights in the model's dtype.
 

@@ -1,12 +1,10 @@
 """Which fast paths a run takes: by what model and machine can do, how much work there is, and the environment.
 
-Results differ by rounding alone, so nothing here is in params.yaml. Each path has a switch in the environment: 0 turns
-it off, 1 takes it even where it may not pay.
+Results differ by rounding alone, so nothing here is in params.yaml; `stages.common.switches` has the switches.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +16,9 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from stages.common.acceleration.base import linear_parameters
 from stages.common.acceleration.layers import PRE_NORM
 from stages.common.errors import UserError
+from stages.common.sharding import is_laid_out, is_sharded
+from stages.common.switches import SWITCHES, low_memory, switch
 
-SWITCHES = {
-    "PACK_ROWS": "rows without padding",
-    "DENSE_BASE": "the base dequantised in memory",
-    "COMPILE_LAYERS": "layers compiled",
-    "RECORD_STEPS": "steps recorded",
-}
 # Compiling takes 10 to 20 s, and 80 s the first time on a machine; it then saves two fifths of a step on an H200, where
 # this is some 80 s of work, see docs/performance.md.
 LEAST_COMPILED_FLOP = 2e16
@@ -71,10 +65,11 @@ def choose_paths(
         UserError: a switch in the environment is neither 0 nor 1, or asks for what model or machine cannot do.
     """
     packed = _decide("PACK_ROWS", packing_obstacle(model), None)
+    spread = _spread(model)
     dense = _decide(
-        "DENSE_BASE", None, _dense_doubt(model, trains=trains) or ("memory is short" if memory_is_short else None)
+        "DENSE_BASE", spread, _dense_doubt(model, trains=trains) or ("memory is short" if memory_is_short else None)
     )
-    needs_packing = None if packed is None else "it needs rows without padding"
+    needs_packing = spread or (None if packed is None else "it needs rows without padding")
     needs_gpu = None if model.device.type == "cuda" else "there is no GPU"
     small = None if flop >= LEAST_COMPILED_FLOP else f"{flop / 1e15:,.1f} PFLOP are too few for it to pay"
     compiled = _decide("COMPILE_LAYERS", needs_packing, needs_gpu or small)
@@ -105,6 +100,8 @@ def forward_flop(model: PreTrainedModel, tokens: float) -> float:
 
 def packing_obstacle(model: PreTrainedModel) -> str | None:
     """Why rows cannot be laid end to end in this model on its device, or None."""
+    if is_laid_out(model):
+        return _spread(model)
     config = model.config.get_text_config(decoder=True)
     if config.model_type not in PRE_NORM:
         return f"{config.model_type} is not among {', '.join(PRE_NORM)}"
@@ -130,22 +127,10 @@ def _recording_obstacle(model: PreTrainedModel, dropout: float, memory_is_short:
     return "activations are recomputed" if memory_is_short else None
 
 
-def low_memory() -> bool:
-    """Whether LOW_MEMORY=1 asks for the smallest memory rather than for speed.
-
-    Raises:
-        UserError: it is neither 0 nor 1.
-    """
-    return bool(_switch("LOW_MEMORY"))
-
-
-def deterministic() -> bool:
-    """Whether DETERMINISTIC=1 asks for the same bits from every run on the same GPU, rather than for speed.
-
-    Raises:
-        UserError: it is neither 0 nor 1.
-    """
-    return bool(_switch("DETERMINISTIC"))
+def _spread(model: PreTrainedModel) -> str | None:
+    if is_sharded(model):
+        return "the base is sharded"
+    return "the base's layers lie on several GPUs" if is_laid_out(model) else None
 
 
 def _dense_doubt(model: PreTrainedModel, *, trains: bool) -> str | None:
@@ -172,17 +157,9 @@ def available_memory() -> int:
 
 def _decide(name: str, obstacle: str | None, doubt: str | None) -> str | None:
     """None where the path is taken, else why not: what makes it impossible, or what speaks against it."""
-    wanted = _switch(name)
+    wanted = switch(name)
     if wanted is False:
         return f"{name}=0"
     if wanted and obstacle:
         raise UserError(f"{name}=1 in the environment asks for {SWITCHES[name]}, which cannot be had: {obstacle}")
     return obstacle or (None if wanted else doubt)
-
-
-def _switch(name: str) -> bool | None:
-    value = os.environ.get(name)
-    if value not in (None, "", "0", "1"):
-        unset = "it is chosen automatically" if name in SWITCHES else "it is off"
-        raise UserError(f"{name}={value} in the environment: 0 turns it off, 1 on; unset, {unset}")
-    return None if not value else value == "1"

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from stages.common.acceleration.choice import deterministic
+from stages.common.switches import deterministic
 
 
 def settle_determinism() -> None:

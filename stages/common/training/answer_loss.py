@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from trl import SFTTrainer
 from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.recording import Recording
 from stages.common.scoring.answer_logits import answer_logits
+from stages.common.sharding import is_sharded
 from stages.common.training.collating import IGNORED
 from stages.common.training.reducing import agreeing, average, broadcast
 from stages.common.training.rows import answer_tokens
@@ -110,14 +112,19 @@ class AnswerLossTrainer(SFTTrainer):
         """Loss and gradients of a micro-batch; after the last one of a step, gradients are those of all processes."""
         if self.accelerator.num_processes == 1:
             return self._run(model, inputs, num_items_in_batch)
-        loss: torch.Tensor = agreeing(lambda: self._run(model, inputs, num_items_in_batch))
+        loss: torch.Tensor = self._together(lambda: self._run(model, inputs, num_items_in_batch))
         if self.accelerator.sync_gradients:
             average([parameter.grad for parameter in self._trained])  # type: ignore[misc]
         return loss
 
     def prediction_step(self, *arguments: Any, **named: Any) -> Any:
         """Loss of a batch in evaluation; out of memory on one process, it is so on all."""
-        return agreeing(lambda: super(AnswerLossTrainer, self).prediction_step(*arguments, **named))
+        return self._together(lambda: super(AnswerLossTrainer, self).prediction_step(*arguments, **named))
+
+    def _together(self, work: Callable[[], Any]) -> Any:
+        # With a sharded base the others wait within a layer, where there is nothing to agree on.
+        base: Any = self.adapter.get_base_model()
+        return work() if is_sharded(base) else agreeing(work)
 
     def evaluation_loop(self, *arguments: Any, **named: Any) -> Any:
         """Evaluate with every process on its share of the rows, none of which is counted twice."""

@@ -15,13 +15,15 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, PreTrainedTokeniz
 from trl import SFTConfig
 
 from stages.common.acceleration.base import dequantize_base
-from stages.common.acceleration.choice import choose_paths, forward_flop, low_memory
+from stages.common.acceleration.choice import choose_paths, forward_flop
 from stages.common.acceleration.preparing import prepare_layers
 from stages.common.base import TOKENIZER_FOLDER
 from stages.common.errors import UserError
 from stages.common.model import compute_dtype, load_base, machine_device
 from stages.common.processes import leads, process_count, process_index
 from stages.common.schema.finetune import Finetune
+from stages.common.sharding import is_sharded
+from stages.common.switches import low_memory
 from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
 from stages.common.training.collating import collate, collate_packed
@@ -51,7 +53,7 @@ class MicroBatch:
 
 
 def micro_batches(
-    global_batch_size: int, longest_tokens: int, device_type: str, processes: int = 1
+    global_batch_size: int, longest_tokens: int, device_type: str, processes: int = 1, *, memory_is_short: bool = False
 ) -> list[MicroBatch]:
     """Ways to cut a step, the fastest first: ever fewer rows at a time, at last with activations recomputed.
 
@@ -60,11 +62,13 @@ def micro_batches(
         longest_tokens: of the longest row.
         device_type: "cpu" or "cuda".
         processes: that share a step evenly, see `check_shares`.
+        memory_is_short: whether activations are recomputed from the first; LOW_MEMORY=1 asks for it too.
 
     Raises:
         UserError: MICRO_BATCH_SIZE in the environment is no divisor of a process's share, or LOW_MEMORY is neither 0
             nor 1.
     """
+    memory_is_short = memory_is_short or low_memory()
     share = global_batch_size // processes
     divisors = [rows for rows in range(share, 0, -1) if share % rows == 0]
     if "MICRO_BATCH_SIZE" in os.environ:
@@ -77,10 +81,10 @@ def micro_batches(
             )
         fitting = [rows for rows in divisors if rows <= int(wanted)]
     else:
-        tokens = TOKENS_PER_SMALL_MICRO_BATCH if low_memory() else TOKENS_PER_MICRO_BATCH[device_type]
+        tokens = TOKENS_PER_SMALL_MICRO_BATCH if memory_is_short else TOKENS_PER_MICRO_BATCH[device_type]
         most = max(1, tokens // longest_tokens)
         fitting = [rows for rows in divisors if rows <= most]
-    if low_memory():
+    if memory_is_short:
         return [MicroBatch(rows, share // rows, recompute_activations=True) for rows in fitting]
     plain = [MicroBatch(rows, share // rows, recompute_activations=False) for rows in fitting]
     return [*plain, MicroBatch(1, share, recompute_activations=True)]
@@ -178,7 +182,12 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
     callbacks: list[TrainerCallback] = [DVCLiveLog(folder / LOG_FOLDER)] if leads() else []
     if params.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
-    base = load_base()
+    base = load_base(trains=True)
+    if is_sharded(base) and params.lora.use_dora:
+        raise UserError(
+            "finetune.lora.use_dora: starts from the norms of whole weights, and no GPU has them, since one could not "
+            "hold this base. Set it to false, or take a smaller base model."
+        )
     flop = 2 * forward_flop(base, trained_tokens(params, rows["train"])) / process_count()
     paths = choose_paths(
         base, flop, trains=True, dropout=params.lora.dropout, memory_is_short=micro.recompute_activations
