@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from stages.common.training.mapped import (
     write_totals,
 )
 
+# Multi-label rows that are Python's at a time: times the labels they are many.
+ROWS_AT_A_TIME = 1_000
 TOKENS = pa.list_(pa.int32())
 QUESTIONS = pa.schema([("prompt_ids", TOKENS), ("completion_ids", TOKENS)])
 CONVERSATIONS = QUESTIONS.insert(1, pa.field("prompt_answer_mask", pa.list_(pa.bool_())))
@@ -83,15 +85,17 @@ def write_tokens(paths: dict[str, Path], folder: Path) -> None:
         file = folder / f"{name}.arrow"
         if prompt_format["kind"] == "multi_label":
             branches = label_branches(prompt_format)
-            batches = iter_batches(path, ["label", *QUESTIONS.names[:1]])
-            write_rows(file, QUESTIONS, (_questions(batch, branches) for batch in batches))
+            write_rows(file, QUESTIONS, _questions(iter_batches(path, ["label", "prompt_ids"]), branches))
         else:
             schema = CONVERSATIONS if prompt_format["kind"] == "chat" else QUESTIONS
             write_rows(file, schema, (batch.select(schema.names) for batch in iter_batches(path, schema.names)))
 
 
-def _questions(batch: pa.RecordBatch, branches: dict[str, Branches]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict(one_row_for_each_label(batch.to_pydict(), branches), schema=QUESTIONS)
+def _questions(batches: Iterable[pa.RecordBatch], branches: dict[str, Branches]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+            rows = batch.slice(start, ROWS_AT_A_TIME).to_pydict()
+            yield pa.RecordBatch.from_pydict(one_row_for_each_label(rows, branches), schema=QUESTIONS)
 
 
 def _write_weights(paths: dict[str, Path], files: dict[str, Path]) -> None:
