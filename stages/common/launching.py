@@ -83,12 +83,12 @@ def run_processes(processes: int, *command: str) -> None:
                     )
                 started.append(_Started(process, errors))
             try:
-                _wait(started)
+                ended = _wait(started)
             finally:
                 for one in started:
                     one.process.kill()
                     one.process.wait()
-        _report(started, handed_on)
+        _report(started, ended, handed_on)
 
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -129,27 +129,34 @@ def _handing_on_signals(started: list[_Started]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _wait(started: list[_Started]) -> None:
-    """Until all have ended, or a little longer than the first that crashed or stopped."""
+def _wait(started: list[_Started]) -> list[int]:
+    """Until all have ended, or a little longer than the first that crashed or stopped.
+
+    Returns:
+        The ranks of those that ended by themselves, in this order.
+    """
     deadlines: dict[int, float] = {}
-    while None in [one.process.poll() for one in started]:  # each is asked: `any` would stop at the first that runs
-        for one in started:
-            if one.process.returncode:
-                grace = SECONDS_TO_STOP if one.process.returncode in ORDERLY else SECONDS_OF_GRACE
-                deadlines.setdefault(one.process.pid, time.monotonic() + grace)
-        if time.monotonic() > min(deadlines.values(), default=math.inf):
-            return
+    while len(deadlines) < len(started) and time.monotonic() < min(deadlines.values(), default=math.inf):
         time.sleep(0.05)
+        for rank, one in enumerate(started):
+            if one.process.poll() is not None:
+                deadlines.setdefault(rank, time.monotonic() + _grace(one.process.returncode))
+    return [*deadlines]
 
 
-def _report(started: list[_Started], handed_on: list[int]) -> None:
+def _grace(code: int) -> float:
+    if code == 0:
+        return math.inf
+    return SECONDS_TO_STOP if code in ORDERLY else SECONDS_OF_GRACE
+
+
+def _report(started: list[_Started], ended: list[int], handed_on: list[int]) -> None:
     codes = [one.process.returncode for one in started]
-    if not any(codes):
+    failed = [rank for rank in ended if codes[rank]]
+    if not failed:
         return
-    # Those that lost another one, and those that were ended for it, come last; rank 0 comes before the others.
-    order = sorted(range(len(codes)), key=lambda rank: (codes[rank] in (0, LOST_ANOTHER, -signal.SIGKILL), rank))
-    culprits = [rank for rank in order if codes[rank] not in (0, LOST_ANOTHER)] or order
-    rank = culprits[0]
+    # The first one; those that lost another one come last.
+    rank = min(failed, key=lambda rank: codes[rank] == LOST_ANOTHER)
     code, errors = codes[rank], started[rank].errors
     if code > 0 and code != LOST_ANOTHER:
         if errors is not None:

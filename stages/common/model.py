@@ -89,6 +89,8 @@ def load_base(dtype: torch.dtype | None = None, *, trains: bool = False) -> PreT
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        # FSDP takes floating-point numbers only, whatever their bits stand for; in bfloat16, adapters would be too.
+        bnb_4bit_quant_storage=torch.float32 if is_shared else torch.uint8,
     )
     device_map = own_part(skeleton(folder, dtype), device) if is_shared else _device_map(folder, dtype, device)
     try:
