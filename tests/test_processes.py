@@ -245,6 +245,17 @@ def test_a_process_that_fails_ends_the_first_one_at_work(tmp_path: Path) -> None
     assert said.strip() == "error: row 7 is at fault"
 
 
+def test_a_process_that_was_killed_is_named_though_the_first_one_had_to_be_ended(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(
+        "import os, signal, time\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(120)\n"
+    )
+    said = finish(start_two(Workplace(tmp_path), "killed"), code=1)
+    assert "error: process 2 of 2 was killed by signal 9 (SIGKILL), and the others were ended." in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_processes_can_answer_it_is_no_crash(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "deaf.py").write_text(
