@@ -19,10 +19,11 @@ from tests.launched import finish, start_two
 from tests.test_label_scores import SHAPE
 from tests.workplace import ENVIRONMENT, Workplace
 
-# Of each kind what another one lacks: biases, tied embeddings, experts in one tensor, windows, other names of layers.
+# Of each kind what another one lacks: biases, tied embeddings, experts in one tensor, windows, other names of layers, a
+# layer 10.
 KINDS = {
     "llama": {"tie_word_embeddings": True, "num_hidden_layers": 3},
-    "qwen2": {},
+    "qwen2": {"num_hidden_layers": 11},
     "gemma2": {"head_dim": 16, "sliding_window": 8},
     "mixtral": {"num_local_experts": 4},
     "gpt_neox": {},

@@ -92,8 +92,11 @@ def own_part(model: PreTrainedModel, device: torch.device) -> dict[str, torch.de
 
     Each layer is read, and quantised, by one process. Until all are sharded none holds more than its share.
     """
-    others = [name for index, name in enumerate(_layers(model)) if _owner(index) != process_index()]
-    return {"": device} | dict.fromkeys(others, torch.device("meta"))
+    # Own layers too: to transformers, layer 10 begins as layer 1 does, and would lie where that lies.
+    return {"": device} | {
+        name: device if _owner(index) == process_index() else torch.device("meta")
+        for index, name in enumerate(_layers(model))
+    }
 
 
 @contextmanager
