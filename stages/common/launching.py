@@ -17,10 +17,15 @@ from typing import Any, NamedTuple
 from stages.common.errors import Stopped, UserError
 from stages.common.processes import LAUNCHER, LOST_ANOTHER, RANK
 
-ORDERLY = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-SECONDS_OF_GRACE = 3  # in which a process whose connection broke does not pass for the one that broke it
-# The same where the first one stopped in good order: rank 0 may be writing a checkpoint, or waiting on its GPU forever.
-SECONDS_TO_STOP = 120
+SECONDS_OF_GRACE = 3  # for the others, after a process that crashed
+SECONDS_OF_GRACE_AFTER = {
+    0: math.inf,
+    # The one that it lost breaks its connections before it has ended and said why.
+    LOST_ANOTHER: 30,
+    # Stopped in good order: rank 0 may be writing a checkpoint, or waiting on its GPU forever.
+    128 + signal.SIGINT: 120,
+    128 + signal.SIGTERM: 120,
+}
 
 
 class _Started(NamedTuple):
@@ -140,14 +145,9 @@ def _wait(started: list[_Started]) -> list[int]:
         time.sleep(0.05)
         for rank, one in enumerate(started):
             if one.process.poll() is not None:
-                deadlines.setdefault(rank, time.monotonic() + _grace(one.process.returncode))
+                seconds = SECONDS_OF_GRACE_AFTER.get(one.process.returncode, SECONDS_OF_GRACE)
+                deadlines.setdefault(rank, time.monotonic() + seconds)
     return [*deadlines]
-
-
-def _grace(code: int) -> float:
-    if code == 0:
-        return math.inf
-    return SECONDS_TO_STOP if code in ORDERLY else SECONDS_OF_GRACE
 
 
 def _report(started: list[_Started], ended: list[int], handed_on: list[int]) -> None:
