@@ -249,7 +249,8 @@ def run(name: str, task: Task, params: Infer, formats: dict[Path, dict[str, Any]
         formats: the split files, and how their prompts were made.
     """
     predict = predict_labels if isinstance(task, ClassificationTask) else predict_answers
-    print(f"infer: loading the base model{' and the adapter' if name == 'adapter' else ''}", flush=True)
+    processes = f" on {process_count()} processes" if process_count() > 1 else ""
+    print(f"infer: loading the base model{' and the adapter' if name == 'adapter' else ''}{processes}", flush=True)
     from stages.common.acceleration.choice import fast_paths
     from stages.common.scoring.label_scores import language_model
     from stages.common.scoring.loading import load_fast_model

@@ -29,15 +29,14 @@ AnswerLossTrainer.compute_loss = limited
 run_stage(finetune.main)
 """
 
-# Run as the stage: a GPU of so many bytes.
+# Run as a stage: GPUs of so many bytes.
 SMALL_GPU = """
-import os, torch
-from stages import finetune
+import importlib, os, torch
 from stages.common.errors import run_stage
 total = torch.cuda.get_device_properties(0).total_memory
 for gpu in range(torch.cuda.device_count()):
     torch.cuda.set_per_process_memory_fraction(float(os.environ['GPU_BYTES']) / total, gpu)
-run_stage(finetune.main)
+run_stage(importlib.import_module(os.environ['STAGE']).main)
 """
 
 
@@ -70,10 +69,13 @@ def start_limited(place: Workplace, most_rows: int, **more: str) -> subprocess.P
     return start_two(place, "limited", **more, MOST_ROWS=str(most_rows))
 
 
-def start_on_small_gpus(place: Workplace, gpu_bytes: float, **more: str) -> subprocess.Popen[str]:
-    """The stage `finetune` in two processes, with GPUs of so many bytes."""
+def start_on_small_gpus(place: Workplace, gpu_bytes: float, stage: str, **more: str) -> subprocess.Popen[str]:
+    """A stage with GPUs of so many bytes: `finetune` in two processes, another one as it starts itself."""
     (place.folder / "small.py").write_text(SMALL_GPU)
-    return start_two(place, "small", **more, GPU_BYTES=str(gpu_bytes))
+    environment = {"STAGE": f"stages.{stage}", "GPU_BYTES": str(gpu_bytes)} | more
+    if stage == "finetune":
+        return start_two(place, "small", **environment)
+    return start(place, "small", PYTHONPATH=f"{ROOT}{os.pathsep}{place.folder}", **environment)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

@@ -128,29 +128,7 @@ def test_two_gpus_that_share_the_base_train_to_the_losses_of_two_that_hold_it(
     assert difference < RELATIVE
 
 
-def test_one_process_predicts_with_the_layers_of_a_base_on_two_gpus(
-    trained: dict[str, tuple[Workplace, str]], tmp_path: Path
-) -> None:
-    running = {}
-    for shard, method in (("0", "label_scores"), ("1", "label_scores"), ("0", "generate"), ("1", "generate")):
-        place = copied(trained["two"][0], tmp_path / f"{method}-{shard}")
-        place.set("infer.method", method)
-        running[place.folder] = start(place, "stages.infer", SHARD_BASE=shard)
-    tables = []
-    for folder, process in running.items():
-        said = finish(process)
-        assert ("layers on all GPUs" in said) == folder.name.endswith("1")
-        assert ("the base's layers lie on several GPUs" in said) == folder.name.endswith("1")
-        tables.append(pq.read_table(folder / "data/predictions/adapter/test.parquet"))
-    scored, spread, answered, answered_spread = tables
-    for name in (name for name in scored.column_names if name.startswith("probability.")):
-        np.testing.assert_allclose(scored[name].to_numpy(), spread[name].to_numpy(), atol=0.02)
-    same = np.mean(np.array(answered["prediction"].to_pylist()) == answered_spread["prediction"].to_pylist())
-    print(f"answers that are the same on one GPU and on two: {same:.2f}")
-    assert same > 0.9
-
-
-def test_a_base_that_no_gpu_could_hold_trains_on_two(tmp_path: Path) -> None:
+def test_two_gpus_train_on_a_base_that_none_of_them_could_hold_and_predict_with_it(tmp_path: Path) -> None:
     place = make_workplace(tmp_path / "project")
     settings = json.loads((place.folder / "base/config.json").read_text()) | {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -165,12 +143,34 @@ def test_a_base_that_no_gpu_could_hold_trains_on_two(tmp_path: Path) -> None:
     place.set("finetune.lora.r", 4)
     place.run_up_to_splits()
     memory = 0.9 * base_bytes(skeleton(place.folder / "base", torch.bfloat16))
-    said = finish(start_on_small_gpus(place, memory, LOW_MEMORY="1"), code=1)
+    said = finish(start_on_small_gpus(place, memory, "finetune", LOW_MEMORY="1"), code=1)
     assert "error: the GPU is out of memory" in said
-    said = finish(start_on_small_gpus(place, memory, SHARD_BASE="1"))
+    said = finish(start_on_small_gpus(place, memory, "finetune", SHARD_BASE="1"))
     print(f"{memory / 2**30:.2f} GiB a GPU: {said}")
     assert "which share the base" in said
     assert len(losses(place)) > 0
+
+    running, tables = {}, {}
+    for method in ("label_scores", "generate"):
+        for gpus in ("two", "one"):
+            folder = tmp_path / f"{method} {gpus}"
+            copied(place, folder).set("infer.method", method)
+            running[folder] = (
+                start_on_small_gpus(Workplace(folder), memory, "infer", SHARD_BASE="1")
+                if gpus == "two"
+                else start(Workplace(folder), "stages.infer", NUM_PROCESSES="1", DENSE_BASE="0")
+            )
+    for folder, process in running.items():
+        print(said := finish(process))
+        assert ("the base's layers lie on several GPUs" in said) == folder.name.endswith("two")
+        tables[folder.name] = pq.read_table(folder / "data/predictions/adapter/test.parquet")
+    scored, spread = tables["label_scores one"], tables["label_scores two"]
+    for name in (name for name in scored.column_names if name.startswith("probability.")):
+        np.testing.assert_allclose(scored[name].to_numpy(), spread[name].to_numpy(), atol=0.02)
+    answered, answered_spread = (tables[f"generate {gpus}"]["prediction"].to_pylist() for gpus in ("one", "two"))
+    same = np.mean(np.array(answered) == answered_spread)
+    print(f"answers that are the same on one GPU and on two: {same:.2f}")
+    assert same > 0.9
 
 
 def copied(place: Workplace, folder: Path) -> Workplace:
