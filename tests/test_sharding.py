@@ -14,7 +14,7 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.common.model import load_base
-from stages.common.sharding import base_bytes, is_spread, parts_absent, skeleton
+from stages.common.sharding import base_bytes, is_spread, laid_out, parts_absent, skeleton
 from tests.launched import finish, start_two
 from tests.test_label_scores import SHAPE
 from tests.workplace import ENVIRONMENT, Workplace
@@ -96,6 +96,21 @@ def test_layers_of_every_kind_are_shared_evenly_and_train_to_the_very_same_numbe
         for process in (0, 1):
             assert 0 < sharded[process].pop("layers") == whole[process].pop("layers") / 2, kind
         assert sharded == whole, kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_lays_whole_layers_on_both_gpus_in_their_order_and_the_rest_on_the_first(
+    bases: Path, kind: str
+) -> None:
+    model = skeleton(bases / kind, torch.bfloat16)
+    devices = laid_out(model, 2)
+    inside, outside = list[torch.device](), list[torch.device]()
+    for weight, _ in model.named_parameters():
+        [place] = [device for name, device in devices.items() if weight.startswith(f"{name}.")]
+        (inside if ".layers." in weight or ".h." in weight else outside).append(place)
+    assert inside == sorted(inside, key=str)
+    assert inside[-1] == torch.device("cuda", 1)
+    assert {*outside} == {torch.device("cuda", 0)}
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mixtral"])

@@ -15,7 +15,7 @@ from stages.common.acceleration.determinism import settle_determinism
 from stages.common.base import BASE_FOLDER, BASE_PIN, ensure_base
 from stages.common.errors import UserError, listing
 from stages.common.processes import from_leader, leader_first, process_count
-from stages.common.sharding import is_spread, own_part, parts_absent, shard_layers, skeleton
+from stages.common.sharding import is_spread, laid_out, own_part, parts_absent, shard_layers, skeleton
 from stages.common.tables import read_json
 
 if TYPE_CHECKING:
@@ -127,8 +127,10 @@ def load_base(dtype: torch.dtype | None = None, *, trains: bool = False) -> PreT
     return model.eval()
 
 
-def _device_map(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    return "balanced" if is_spread(folder, dtype, max(1, torch.cuda.device_count())) else {"": device}
+def _device_map(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, torch.device]:
+    gpus = torch.cuda.device_count()
+    spread = gpus > 1 and is_spread(folder, dtype, gpus)
+    return laid_out(skeleton(folder, dtype), gpus) if spread else {"": device}
 
 
 def load_model(adapter: Path | None, dtype: torch.dtype | None = None) -> PreTrainedModel | PeftModel:

@@ -7,6 +7,7 @@ checkpoints are those of any other run, and no gradient is sharded.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,11 +61,7 @@ def base_bytes(model: PreTrainedModel) -> float:
     Args:
         model: not quantised; its weights need not be there.
     """
-    head = model.get_output_embeddings()
-    linear = [one.weight for one in model.modules() if isinstance(one, torch.nn.Linear) and one is not head]
-    quantized = sum(weight.numel() for weight in linear)
-    others = sum(weight.numel() for weight in model.parameters()) - quantized
-    return nf4_bytes(quantized, others, model.dtype.itemsize)
+    return _bytes(model, model)
 
 
 def nf4_bytes(linear_parameters: int, other_parameters: int, bytes_each: int) -> float:
@@ -97,6 +94,30 @@ def own_part(model: PreTrainedModel, device: torch.device) -> dict[str, torch.de
         name: device if _owner(index) == process_index() else torch.device("meta")
         for index, name in enumerate(_layers(model))
     }
+
+
+def laid_out(model: PreTrainedModel, gpus: int) -> dict[str, torch.device]:
+    """Where one process that predicts loads what: layers on all GPUs, one after the other, about as much on each.
+
+    All that lies outside of them is on the first one. So are then the outputs of the last norm, of which transformers
+    takes those that a prompt's positions ask for without asking where either lies.
+
+    Args:
+        model: its weights need not be there.
+        gpus: of this process.
+    """
+    layers = _layers(model)
+    sizes = [_bytes(layer, model) for layer in layers.values()]
+    whole = _bytes(model, model)
+    before = itertools.accumulate(sizes, initial=whole - sum(sizes))
+    placed = {name: torch.device("cuda", int(gpus * size / whole)) for name, size in zip(layers, before, strict=False)}
+    around = {"", *(name[:end] for name in layers for end, letter in enumerate(name) if letter == ".")}
+    outside = [
+        name
+        for name, _ in model.named_modules()
+        if name not in around | {*layers} and name.rpartition(".")[0] in around
+    ]
+    return dict.fromkeys(outside, torch.device("cuda", 0)) | placed
 
 
 @contextmanager
@@ -140,6 +161,14 @@ def is_sharded(model: PreTrainedModel) -> bool:
 def is_laid_out(model: PreTrainedModel) -> bool:
     """Whether its layers lie on several GPUs of this process."""
     return len({*getattr(model, "hf_device_map", {}).values()}) > 1
+
+
+def _bytes(part: torch.nn.Module, model: PreTrainedModel) -> float:
+    head = model.get_output_embeddings()
+    linear = [one.weight for one in part.modules() if isinstance(one, torch.nn.Linear) and one is not head]
+    quantized = sum(weight.numel() for weight in linear)
+    others = sum(weight.numel() for weight in part.parameters()) - quantized
+    return nf4_bytes(quantized, others, model.dtype.itemsize)
 
 
 def _layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
