@@ -97,11 +97,13 @@ def run_processes(processes: int, *command: str) -> None:
 
 
 def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    launcher = {LAUNCHER: str(os.getpid())}
     if processes == 1:
         # One of several GPUs: trained on as if it were the only one.
-        return {"NUM_PROCESSES": "1", "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        return launcher | {"NUM_PROCESSES": "1", "CUDA_VISIBLE_DEVICES": gpu}
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    return {
+    return launcher | {
         RANK: str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
@@ -111,7 +113,6 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
         # As torchrun's agent does it: the starting process serves the store.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        LAUNCHER: str(os.getpid()),
     }
 
 

@@ -31,10 +31,10 @@ def joined_processes() -> Iterator[None]:
     Raises:
         UserError: there are fewer GPUs than processes.
     """
+    _end_with_launcher()
     if RANK not in os.environ:
         yield
         return
-    _end_with_launcher()
     import torch
     from torch import distributed
 

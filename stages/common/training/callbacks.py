@@ -87,15 +87,6 @@ class DivergenceError(UserError):
         self.step = step
 
 
-def decided(asked: int) -> int:
-    """What is done after a step: GO_ON, SAVE a checkpoint, or save one and end as by the signal of that number.
-
-    Args:
-        asked: what this process was asked for; of several, the largest counts.
-    """
-    return largest(asked)
-
-
 class Watch(TrainerCallback):
     """Saves a checkpoint when the last one is some minutes old or a signal came; stops at a loss that is no number.
 
@@ -123,7 +114,7 @@ class Watch(TrainerCallback):
         """Ask for a checkpoint when it is time, unless this was the last step, which is followed by one anyway."""
         self._sums.append((state.global_step, self._trainer._tr_loss.clone()))
         is_due = time.monotonic() - self._saved_at > self._seconds_between
-        self._decision = decided(signal_that_came() or (SAVE if is_due else GO_ON))
+        self._decision = largest(signal_that_came() or (SAVE if is_due else GO_ON))
         if self._decision != GO_ON and not control.should_training_stop:
             control.should_save = True
         if control.should_save:
