@@ -693,7 +693,7 @@ REFUSED = [
         ["finetune.lora.target_modules: Target module", "is not supported"],
     ),
     Case("minutes no number", nothing, [FINETUNE], ["must be a number"], {"CHECKPOINT_EVERY_MINUTES": "often"}),
-    Case("checkpoints at a file", nothing, [FINETUNE], ["params.yaml: a file lies"], {"CHECKPOINT_DIR": "params.yaml"}),
+    Case("checkpoints at a file", nothing, [FINETUNE], ["CHECKPOINT_DIR=params.yaml in the environment", "File exists"], {"CHECKPOINT_DIR": "params.yaml"}),
     Case("base.json absent", gone("models/base.json"), [FINETUNE], ["models/base.json: no such file", "dvc repro"]),
     Case("base.json broken", file("models/base.json", ""), [FINETUNE], ["models/base.json: is not valid JSON"]),
     Case("base tampered", tampered_base, [FINETUNE], ["not as pinned in models/base.json (SHA-256): config.json"]),
