@@ -1,7 +1,7 @@
 """Seconds from `finetune`'s start to its first step: `python -m benchmarks.startup --rows 10000 100000 1000000`.
 
-A first start converts the split files' tokens into files that are mapped into memory; a second one, of a resumed run
-or of the same data with other parameters, finds them.
+A first start converts the split files' tokens into files that are mapped into memory. A resumed run and a run on the
+same data with other parameters find them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ import pyarrow as pa
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.stages import in_own_process
-from stages.common.base import BASE_PIN
+from preflight.base import read_base
+from stages.common.base import BASE_PIN, file_sha256
+from stages.common.contents import write_contents
 from stages.common.model import machine_device
 from stages.common.params import load_params
 from stages.common.tables import ROWS_PER_GROUP, open_table
-from stages.common.training.checkpoints import checkpoint_root, fingerprint, locked_run
-from stages.common.training.rows import longest_row, read_rows
+from stages.common.training.checkpoints import checkpoint_root, fingerprint, locked_run, shared_dataset
+from stages.common.training.rows import longest_row, read_rows, write_tokens
 from stages.common.training.trainer import make_trainer, micro_batches
 from stages.finetune import PARTS
+from stages.split import CONTENTS, SPLITS
 from tests.split_files import SCHEMA, prompt_format
 from tests.workplace import Workplace, make_workplace
 
@@ -40,6 +43,7 @@ MOST_TOKENS = 128
 COMPLETIONS = {"bad": [7, 2], "so-so": [8, 9, 2], "good": [8, 10, 2]}
 OTHER_ROWS = 1_000  # of validation and of test, whatever train has
 TOKENS = 400  # of the tests' tokenizer
+STARTS = ("first", "resumed", "other parameters")
 TIMED = ("preflight", "fingerprint", "rows mapped", "first step")
 
 
@@ -56,7 +60,7 @@ class Stop(TrainerCallback):
 
 
 def main() -> None:
-    """Print a Markdown table: seconds of each part of both starts, and the second process's peak memory."""
+    """Print a Markdown table: seconds of each part of three starts, and the peak memory of the stage's process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="rows of train")
     parser.add_argument("--begin", action="store_true", help=argparse.SUPPRESS)
@@ -68,7 +72,9 @@ def main() -> None:
     for rows in sorted(options.rows):
         with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
             in_own_process(prepare_project, Path(name), rows)
-            for start in ("first", "second"):
+            for start in STARTS:
+                if start == "other parameters":
+                    Workplace(Path(name)).set("finetune.learning_rate", 0.00123)
                 before = time.perf_counter()
                 run(Path(name), "preflight.check")
                 found = {"preflight": time.perf_counter() - before}
@@ -88,10 +94,12 @@ def begin() -> None:
     """Do what the stage `finetune` does until its first step, and print the seconds since its start."""
     params = load_params("finetune", "task")
     started = time.perf_counter()
-    key = fingerprint([*PARTS.values(), BASE_PIN], {"parameters": params.model_dump()})
+    data = {name: file_sha256(path) for name, path in PARTS.items()}
+    key = fingerprint([BASE_PIN], {"parameters": params.model_dump(), "data": data})
     found = {"fingerprint": time.perf_counter() - started}
     with locked_run(checkpoint_root(), key) as folder:
-        rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, folder / "datasets")
+        tokens = shared_dataset(folder, fingerprint([], data), lambda new: write_tokens(PARTS, new))
+        rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, folder / "balance", tokens)
         found["rows mapped"] = time.perf_counter() - started
         micro = micro_batches(params.finetune.global_batch_size, longest_row(rows.values()), machine_device().type)[0]
         trainer = make_trainer(params.finetune, micro, folder, rows)
@@ -112,6 +120,9 @@ def prepare_project(folder: Path, rows: int) -> None:
     generator = np.random.default_rng(SEED)
     for part, count in (("train", rows), ("validation", OTHER_ROWS), ("test", OTHER_ROWS)):
         write_part(folder / f"data/splits/{part}.parquet", part, count, generator, place.params())
+    base = read_base(load_params("base_model", path=folder / "params.yaml").base_model, folder)
+    assert base is not None
+    write_contents(folder / CONTENTS, folder / SPLITS, base.begin_id)
 
 
 def write_part(path: Path, part: str, rows: int, generator: np.random.Generator, params: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from preflight.base import Base
 from preflight.findings import Finding, error, warning
-from preflight.splits import Hits, Part
+from stages.common.contents import Hits, Part
 from stages.common.errors import listing
 from stages.common.schema.prompts import FormatPrompts
 from stages.common.schema.task import ClassificationTask, Task

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from preflight.check import values_of_files
 from preflight.run_length import expected_train_rows, rows_in_one_pass
-from preflight.splits import Part
+from stages.common.contents import Part
 from stages.common.errors import UserError
 from stages.common.params import Params
 from stages.common.schema.task import ClassificationTask
@@ -86,7 +86,7 @@ def lengths_of_parts(params: Params, parts: dict[str, Part]) -> Lengths:
         mean=mean,
         spread=math.sqrt(max(0.0, train.squares / train.rows - mean**2)),
         longest=max(train.longest_tokens, parts["validation"].longest_tokens),
-        answer=sum(answers) / len(answers) if answers else USUAL_ANSWER,
+        answer=sum(tokens * rows for tokens, rows in answers.items()) / answers.total() if answers else USUAL_ANSWER,
     )
 
 

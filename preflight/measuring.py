@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from statistics import median
 from typing import Any
 
+import numpy as np
+
 from preflight.findings import Finding, error, warning
-from preflight.splits import Part
+from stages.common.contents import Part
 from stages.common.errors import listing
 from stages.common.schema.finetune import Finetune
 from stages.common.schema.measuring import BestF1Threshold, Evaluate, Infer, RecallThreshold
@@ -106,14 +107,14 @@ def references_are_longer_than_generated(task: Task, infer: Infer, parts: Mappin
     tokens = parts["test"].answer_tokens
     if not isinstance(task, GenerationTask) or infer.max_new_tokens is None or not tokens:
         return
-    middle = median(tokens)
+    middle = int(np.quantile(list(tokens), 0.5, method="inverted_cdf", weights=list(tokens.values())))
     if infer.max_new_tokens < middle:
-        longer = sum(length > infer.max_new_tokens for length in tokens) / len(tokens)
+        longer = sum(rows for length, rows in tokens.items() if length > infer.max_new_tokens) / tokens.total()
         yield warning(
             "infer.max_new_tokens",
-            f"{infer.max_new_tokens} is shorter than {longer:.0%} of the references in test (median {middle:.0f} "
+            f"{infer.max_new_tokens} is shorter than {longer:.0%} of the references in test (median {middle} "
             "tokens): answers will be cut, and overlap with references is bounded",
-            f"{middle:.0f} or more",
+            f"{middle} or more",
             "Raise it, where time allows",
         )
 

@@ -40,9 +40,10 @@ from stages.common.training.checkpoints import (
     last_checkpoint,
     locked_run,
     seal,
+    shared_dataset,
 )
 from stages.common.training.reducing import SharedOutOfMemoryError
-from stages.common.training.rows import longest_row, read_rows
+from stages.common.training.rows import longest_row, read_rows, write_tokens
 from stages.common.training.step_rows import ids_of_step
 from stages.common.training.stopping import signals_noted
 from stages.common.training.trainer import LOG_FOLDER, MicroBatch, check_shares, make_trainer, micro_batches
@@ -183,14 +184,17 @@ def main() -> None:
 def run(params: Params) -> None:
     """What each process does; rank 0 alone holds the run and writes."""
     values = params.model_dump()
-    key = fingerprint([*PARTS.values(), BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions()})
+    data = {name: file_sha256(path) for name, path in PARTS.items()}
+    key = fingerprint([BASE_PIN, CODE_DIGEST], {"parameters": values, "libraries": library_versions(), "data": data})
     started = time.monotonic()
     with locked_run(checkpoint_root(), key) if leads() else nullcontext(checkpoint_root() / key) as run:
         if from_leader(leads() and finished_adapter(run) is not None):
             print(f"finetune: this very run has ended before; its adapter is used. To train again, remove {run}")
         else:
             with leader_first():
-                rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, run / "datasets")
+                # What these rows are, the code decides as well; sweeps and resumed runs find them.
+                tokens = shared_dataset(run, fingerprint([CODE_DIGEST], data), lambda new: write_tokens(PARTS, new))
+                rows = read_rows(PARTS, params.finetune.class_balance, params.finetune.seed, run / "balance", tokens)
             with signals_noted():
                 trainer = train(params.finetune, run, rows)
                 if leads():

@@ -100,7 +100,9 @@ def format_table(
         raise UserError(f"{records}: holds no rows. Look into data/raw/ and ingest.columns, then run `dvc repro`.")
     tally = Tally()
     wanted = ["text", "label", *(["messages"] if prompt_format.kind == "chat" else [])]
-    metadata = {"prompt_format": prompt_format.to_json()}
+    # For whoever looks at the tokens without a tokenizer.
+    begin_id = tokenizer.control_ids.get(tokenizer.special_tokens.get("bos_token", ""))
+    metadata = {"prompt_format": prompt_format.to_json(), "begin_id": begin_id}
     with open_table(prompts, SCHEMA, metadata) as table, progress(rows, "formatting prompts") as bar:
         for batch in iter_batches(records, columns=[*_KEPT, *wanted[2:]]):
             pieces = []

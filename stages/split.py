@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from stages.common.contents import write_contents
 from stages.common.errors import UserError, run_stage
 from stages.common.leakage import (
     DROPPED,
@@ -47,6 +48,7 @@ from stages.common.text_keys import group_key
 PROMPTS = Path("data/prompts.parquet")
 SPLITS = Path("data/splits")
 REPORT = Path("data/reports/split.json")
+CONTENTS = Path("data/reports/contents.json")
 COLUMNS = ["id", "text", "label", "group", "slice", "prompt", "completion"]
 COLUMNS += ["prompt_ids", "prompt_answer_mask", "completion_ids"]
 MOST_LISTED = 100
@@ -64,6 +66,7 @@ def main() -> None:
         raise leakage_error(leaks, _ids(PROMPTS, listed))
     check_every_part(parts, rows, params.task, params.split)
     write_parts(PROMPTS, SPLITS, parts)
+    write_contents(CONTENTS, SPLITS, table_metadata(PROMPTS, "begin_id"))
     report = split_report(parts, rows, labels)
     dropped_ids = _ids(PROMPTS, np.flatnonzero(parts == DROPPED)[:MOST_LISTED])
     write_json(REPORT, report | {"dropped_ids": list(dropped_ids.values())})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from stages.common.training.checkpoints import (
     locked_run,
     remove_old_checkpoints,
     seal,
+    shared_dataset,
 )
 from tests.stored import damage, flipped
 
@@ -102,6 +105,87 @@ def test_finished_runs_are_removed_by_the_next_and_as_many_interrupted_ones_kept
     with locked_run(tmp_path, following):
         left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert left == {*interrupted[2:], following, "thesis"}, "a folder that is no run is left alone"
+
+
+def write_x(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "x").write_text("rows")
+
+
+def never(folder: Path) -> None:
+    raise AssertionError(f"{folder} is made a second time")
+
+
+def datasets(root: Path) -> set[str]:
+    return {path.name for path in (root / "datasets").iterdir()}
+
+
+def test_runs_of_the_same_data_share_its_rows_until_none_of_them_is_kept(tmp_path: Path) -> None:
+    one, other, data, more_data = ("a" * 64, "b" * 64, "d" * 64, "e" * 64)
+    with locked_run(tmp_path, one) as run:
+        shared = shared_dataset(run, data, write_x)
+        assert (shared / "x").read_text() == "rows"
+    with locked_run(tmp_path, one) as run:
+        assert shared_dataset(run, data, never) == shared
+    (tmp_path / "datasets/my-own").mkdir()
+    with locked_run(tmp_path, other) as run:
+        assert shared_dataset(run, data, never) == shared
+        (tmp_path / one / FINISHED).mkdir()
+    # The first run is gone, and the second still uses the data.
+    with locked_run(tmp_path, "c" * 64) as run:
+        shared_dataset(run, more_data, write_x)
+        assert not (tmp_path / one).exists()
+        assert datasets(tmp_path) == {data, more_data, "my-own"}
+        (tmp_path / other / FINISHED).mkdir()
+    with locked_run(tmp_path, "c" * 64) as run:
+        shared_dataset(run, more_data, never)
+    assert datasets(tmp_path) == {more_data, "my-own"}
+
+
+def test_rows_that_a_killed_process_was_writing_are_written_again_while_others_wait(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, data = tmp_path / ("a" * 64), "d" * 64
+    code = (
+        "import time; from pathlib import Path; from stages.common.training.checkpoints import shared_dataset\n"
+        "def make(folder):\n"
+        "    folder.mkdir(); (folder / 'x').write_text('ro'); print('half', flush=True); time.sleep(60)\n"
+        f"shared_dataset(Path({str(run)!r}), {data!r}, make)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half\n"
+        assert not (tmp_path / "datasets" / data).exists()
+        threading.Timer(0.5, writer.kill).start()
+        assert (shared_dataset(run, data, write_x) / "x").read_text() == "rows"
+    assert "another process writes or removes mapped rows; waits" in capfd.readouterr().out
+    assert datasets(tmp_path) == {data}
+
+
+def test_rows_that_could_not_be_written_or_removed_to_the_end_are_not_taken_for_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, data = tmp_path / ("a" * 64), "d" * 64
+
+    def fail(folder: Path) -> None:
+        write_x(folder)
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        shared_dataset(run, data, fail)
+    assert datasets(tmp_path) == set(), "no room is taken by what nobody will read"
+
+    def remove_some(folder: Path, ignore_errors: bool = False) -> None:
+        if (folder / "x").exists():
+            (folder / "x").unlink()
+            raise KeyboardInterrupt
+
+    shared_dataset(run, data, write_x)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", remove_some)
+        shared_dataset(run, "e" * 64, write_x)
+    assert (shared_dataset(run, data, write_x) / "x").read_text() == "rows"
+    assert datasets(tmp_path) == {data}
 
 
 def checkpoint(folder: Path, step: int, best: int | None = None, has_ended: bool = False) -> Path:

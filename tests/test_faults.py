@@ -95,7 +95,7 @@ def ended(process: ForkProcess) -> int | None:
 
 
 def run_folder(place: Workplace) -> Path:
-    [folder] = (path for path in (place.folder / "checkpoints").iterdir() if path.is_dir())
+    [folder] = (path.parent for path in (place.folder / "checkpoints").glob("*/order"))
     return folder
 
 

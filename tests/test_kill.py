@@ -124,7 +124,7 @@ def kill_and_finish(fresh: Project, finished: Project, seed: int) -> list[str]:
     assert processes_in(fresh.folder) == [], "a stage went on without its dvc"
     hidden = [path for name in ("data", "models", "metrics") for path in (fresh.folder / name).rglob(".*.*.*")]
     assert hidden == [], "half-written files"
-    [run] = [path for path in (fresh.folder / ".dvc/checkpoints").iterdir() if path.is_dir()]
+    [run] = [path.parent for path in (fresh.folder / ".dvc/checkpoints").glob("*/order")]
     assert not list(run.glob("checkpoint-*"))
     return told
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
@@ -24,7 +25,8 @@ from preflight.check import CHECKS, values_of_files, values_of_params
 from preflight.findings import Finding, error, run_checks, warning
 from preflight.measuring import positives_needed
 from preflight.run_length import expected_train_rows, rows_in_one_pass, steps_of_run
-from preflight.splits import CUT_SLACK_TOKENS, Hits, Part, read_footer, read_parts
+from preflight.splits import CONTENTS, SPLITS, read_footer, read_parts
+from stages.common.contents import CUT_SLACK_TOKENS, Hits, Part, write_contents
 from stages.common.errors import UserError
 from stages.common.params import Params, load_params
 from stages.common.schema.base_model import FolderModel
@@ -338,8 +340,8 @@ CASES: list[tuple[Callable[..., Any], str, dict[str, Any], dict[str, Any], str]]
     (
         measuring.references_are_longer_than_generated,
         "warning",
-        blocks(**CHAT_TASK, **GENERATE) | parts(test=part(labels=Counter(), answer_tokens=[2, 4, 9])),
-        blocks(**CHAT_TASK, **GENERATE) | parts(test=part(labels=Counter(), answer_tokens=[2, 3, 9])),
+        blocks(**CHAT_TASK, **GENERATE) | parts(test=part(labels=Counter(), answer_tokens=Counter([2, 4, 9]))),
+        blocks(**CHAT_TASK, **GENERATE) | parts(test=part(labels=Counter(), answer_tokens=Counter([2, 3, 9]))),
         "3 is shorter than 67% of the references in test (median 4 tokens)",
     ),
 ]
@@ -497,7 +499,7 @@ def test_sound_splits_have_no_hits(tmp_path: Path) -> None:
         assert found.rows == 12
         assert found.labels == {"negative": 4, "neutral": 4, "positive": 4}
         assert found.longest_tokens == 5
-        assert found.answer_tokens == [2] * 12
+        assert found.answer_tokens == {2: 12}
         assert not [name for name, value in vars(found).items() if isinstance(value, Hits) and value.count]
 
 
@@ -548,13 +550,41 @@ def test_a_begin_token_at_the_end_of_one_row_and_the_start_of_the_next_is_not_do
 
 
 def test_rows_are_found_in_every_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preflight.splits.ROWS_AT_A_TIME", 3)
+    monkeypatch.setattr("stages.common.contents.ROWS_AT_A_TIME", 3)
     rows = [row(number, prompt_answer_mask=[True] * 3) for number in range(10)]
     rows[7] |= {"prompt_ids": [BEGIN, BEGIN], "prompt_answer_mask": [True, False], "completion_ids": [20]}
     write_splits(tmp_path, {"train": rows})
     found = read(tmp_path)["train"]
     assert [hits.ids for hits in (found.doubled_begins, found.endless)] == [["7"], ["7"]]
     assert (found.rows, found.wrong_masks, found.unlearnable) == (10, Hits(), Hits())
+
+
+@pytest.mark.parametrize("kind", ["classification", "question_answering", "multi_label"])
+def test_what_the_split_stage_wrote_down_is_taken_for_these_very_files_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    cells = {"label": '["positive"]', "completion_ids": None} if kind == "multi_label" else {}
+    own = [row(number, **cells) for number in range(11)] + [row(11, prompt_ids=[BEGIN, BEGIN] * 20, **cells)]
+    footer: dict[str, Any] = {"labels": []} if kind == "question_answering" else {}
+    others = [row(20 + number, **cells) for number in range(3)]
+    write_splits(tmp_path, {"train": own, "validation": others, "test": others}, kind, **footer)
+    counted = read(tmp_path)
+    assert counted["train"].doubled_begins == counted["train"].over_budget == Hits(1, ["11"])
+    write_contents(tmp_path / CONTENTS, tmp_path / SPLITS, BEGIN)
+    with monkeypatch.context() as patch:
+        patch.setattr("preflight.splits.count_parts", lambda *_: pytest.fail("all rows are read"))
+        assert read(tmp_path) == counted
+    assert read(tmp_path, begin_id=20)["train"].doubled_begins == Hits(), "another tokenizer"
+
+    # The same rows but one, and the same footer.
+    table = pq.read_table(tmp_path / SPLITS / "train.parquet")
+    pq.write_table(table.slice(0, 11), tmp_path / SPLITS / "train.parquet", compression="zstd")
+    assert read(tmp_path)["train"].doubled_begins == Hits()
+    write_contents(tmp_path / CONTENTS, tmp_path / SPLITS, BEGIN)
+    values = json.loads((tmp_path / CONTENTS).read_text())
+    del values["parts"]["test"]["squares"]
+    (tmp_path / CONTENTS).write_text(json.dumps(values | {"older": 1}))
+    assert read(tmp_path)["train"].rows == 11
 
 
 def test_rows_of_multi_label_count_under_each_label_and_are_as_long_as_their_longest_answer(tmp_path: Path) -> None:
@@ -566,7 +596,7 @@ def test_rows_of_multi_label_count_under_each_label_and_are_as_long_as_their_lon
     found = read(tmp_path)["test"]
     assert found.labels == {"negative": 1, "positive": 1}
     assert (found.longest_tokens, found.over_budget.count) == (25, 2)
-    assert (found.unlearnable, found.endless, found.answer_tokens) == (Hits(), Hits(), [])
+    assert (found.unlearnable, found.endless, found.answer_tokens) == (Hits(), Hits(), Counter())
 
 
 # --- the base model ---------------------------------------------------------------------------------------------------

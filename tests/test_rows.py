@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sklearn.utils.class_weight import compute_class_weight
 
 from stages.common.branches import Branches
 from stages.common.errors import UserError
-from stages.common.training.rows import answer_tokens, balanced_weights, longest_row, oversampled, read_rows
+from stages.common.training.mapped import CountedRows, totals
+from stages.common.training.rows import (
+    answer_tokens,
+    balanced_weights,
+    longest_row,
+    oversampled,
+    read_rows,
+    write_tokens,
+)
 from tests.split_files import multi_label_format, prompt_format, write_split
 
 COMPLETIONS = {"a": [7, 2], "b": [8, 9, 2], "c": [8, 10, 2]}
@@ -139,3 +148,22 @@ def test_the_longest_row_and_the_answer_tokens_are_counted(paths: dict[str, Path
     for path in paths.values():
         write_split(path, prompt_format("chat"), conversations)
     assert answer_tokens(read_rows(paths, "none", 0, tmp_path / "other")["train"]) == 2 + 2 + 2
+
+
+@pytest.mark.parametrize("class_balance", ["none", "weighted_loss", "oversample"])
+def test_a_later_start_counts_and_finds_the_same_without_the_split_files(
+    paths: dict[str, Path], tmp_path: Path, class_balance: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.common.tables.ROWS_PER_GROUP", 4)
+    write_classified(paths, LABELS * 3, LABELS)
+    write_tokens(paths, tmp_path / "tokens")
+    first = read_rows(paths, class_balance, 3, tmp_path / "run", tmp_path / "tokens")
+    counted = {name: Dataset.from_list(part.to_list()) for name, part in first.items()}
+    for path in paths.values():
+        path.unlink()
+    later = read_rows(paths, class_balance, 3, tmp_path / "run", tmp_path / "tokens")
+    for name, part in later.items():
+        assert part.to_list() == counted[name].to_list()
+        assert totals(part) == totals(counted[name])
+        assert isinstance(part, CountedRows), "counted by an earlier start"
+    assert longest_row([later["train"].select([0, 1])]) == 4, "a selection has totals of its own"

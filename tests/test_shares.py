@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
 from accelerate.state import PartialState
 from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
@@ -17,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from stages.common.errors import UserError
 from stages.common.training.collating import IGNORED, collate, collate_packed
 from stages.common.training.rows import row_lengths
-from stages.common.training.shares import EvaluationShares, StepShares, deal
+from stages.common.training.shares import PIECE, EpochOrder, EvaluationShares, StepShares, deal
 from stages.common.training.trainer import MicroBatch, check_shares, micro_batches
 
 SEED = 7
@@ -50,7 +51,10 @@ def steps(batches: Iterator[list[int]], accumulation: int) -> list[list[int]]:
 def test_a_step_has_the_rows_that_it_has_in_one_process_in_every_epoch(processes: int, accumulation: int) -> None:
     micro = 16 // processes // accumulation
     one = loader(BatchSampler(RandomSampler(ROWS), 16, drop_last=False))
-    shares = [loader(StepShares(ROWS, micro, accumulation, processes, index)) for index in range(processes)]
+    shares = [
+        loader(StepShares(ROWS, EpochOrder(len(ROWS), SEED), micro, accumulation, processes, index))
+        for index in range(processes)
+    ]
     epochs = []
     for epoch in range(2):
         for share in [one, *shares]:
@@ -67,8 +71,26 @@ def test_a_step_has_the_rows_that_it_has_in_one_process_in_every_epoch(processes
     assert len(epochs[0][-1]) == 103 % 16
 
 
+@pytest.mark.parametrize("rows", [1, PIECE, PIECE + 1, 3 * PIECE - 1])
+def test_the_order_of_an_epoch_is_that_of_accelerates_sampler(rows: int) -> None:
+    theirs, own = SeedableRandomSampler(range(rows), data_seed=SEED), EpochOrder(rows, SEED)
+    for epoch in (0, 1, 5):
+        theirs.set_epoch(epoch)
+        own.set_epoch(epoch)
+        assert list(own) == list(theirs)
+    assert len(own) == rows
+
+
+def test_the_first_row_of_an_epoch_costs_no_list_of_all_of_them() -> None:
+    tracemalloc.start()
+    next(iter(EpochOrder(500_000, SEED)))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**20
+
+
 def test_a_resumed_epoch_goes_on_behind_the_micro_batches_it_has_seen() -> None:
-    share = loader(StepShares(ROWS, 2, 2, 4, 3))
+    share = loader(StepShares(ROWS, EpochOrder(len(ROWS), SEED), 2, 2, 4, 3))
     whole = list(share)
     share.set_epoch(0)
     rest = skip_first_batches(share, 6)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages import format_prompts, split
+from stages.common.contents import count_parts, read_contents
 from stages.common.errors import UserError
 from stages.common.labels import join_labels
 from stages.common.leakage import DROPPED, PARTS, TEST, TRAIN, VALIDATION, Rows, drop_leaks
@@ -294,7 +295,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SINGLE_LABEL = labelled(LABELS).model_dump()
-FORMAT = {"kind": "classification", "labels": LABELS}
+FORMAT: dict[str, Any] = {"kind": "classification", "labels": LABELS, "terminator_ids": [3], "max_length_tokens": 96}
+BEGIN = 0
 
 
 def set_params(task: dict[str, Any] = SINGLE_LABEL, **changes: Any) -> None:
@@ -303,7 +305,8 @@ def set_params(task: dict[str, Any] = SINGLE_LABEL, **changes: Any) -> None:
 
 
 def save_prompts(rows: list[dict[str, Any]], prompt_format: dict[str, Any] = FORMAT) -> None:
-    with open_table("data/prompts.parquet", format_prompts.SCHEMA, {"prompt_format": prompt_format}) as table:
+    metadata = {"prompt_format": FORMAT | prompt_format, "begin_id": BEGIN}
+    with open_table("data/prompts.parquet", format_prompts.SCHEMA, metadata) as table:
         for row in rows:
             table.add(row)
 
@@ -347,6 +350,10 @@ def test_the_parts_hold_all_rows_in_their_order_with_the_prompt_format(capsys: p
     assert [report[part]["rows"] for part in PARTS] == [8_400, 1_200, 2_400]
     assert report["test"] == {"rows": 2_400, "groups": 2_400, "labels": dict.fromkeys(LABELS, 800)}
     assert (report["published"], report["dropped"], report["dropped_ids"]) == (False, 0, [])
+    contents = read_contents(split.CONTENTS, split.SPLITS, BEGIN)
+    assert contents == count_parts(split.SPLITS, FORMAT, BEGIN)
+    assert contents is not None
+    assert contents["test"].labels == dict.fromkeys(LABELS, 800)
     assert "split: train 8,400 rows (negative 33.3%, neutral 33.3%, positive 33.3%)" in capsys.readouterr().out
 
 
@@ -389,7 +396,7 @@ def test_several_labels_are_counted_each_by_itself(capsys: pytest.CaptureFixture
     for index, row in enumerate(prompts):
         row |= {"label": join_labels(cells[index % 4]), "completion": None, "completion_ids": None}
     set_params(labelled(LABELS, True).model_dump())
-    save_prompts(prompts, {"kind": "multi_label", "labels": LABELS})
+    save_prompts(prompts, {"kind": "multi_label", "completions": {"negative: yes": {"ids": [3]}}})
     split.main()
     report = json.loads(Path("data/reports/split.json").read_text())
     assert report["test"] == {"rows": 80, "groups": 80, "labels": {"negative": 40, "neutral": 20, "positive": 20}}

@@ -93,7 +93,8 @@ def run_stage(main: Callable[[], None]) -> None:
         if "DefaultCPUAllocator" in str(error):
             _fail("the machine is out of memory: close other programs, set MICRO_BATCH_SIZE=1, or take a smaller base")
         if "CUDA out of memory" in str(error):
-            _fail(f"the GPU is out of memory: end other programs on it, or use more GPUs or a smaller base model ({error})")
+            remedy = "end other programs on it, or use more GPUs or a smaller base model"
+            _fail(f"the GPU is out of memory: {remedy} ({error})")
         raise
 
 

@@ -21,7 +21,7 @@ from stages.common.sharding import is_sharded
 from stages.common.training.collating import IGNORED
 from stages.common.training.reducing import agreeing, average, broadcast
 from stages.common.training.rows import answer_tokens
-from stages.common.training.shares import EvaluationShares, StepShares
+from stages.common.training.shares import EpochOrder, EvaluationShares, StepShares
 
 # Each holds a graph; other shapes run as they come. Rows of a few lengths need fewer.
 MOST_RECORDINGS = 16
@@ -141,7 +141,14 @@ class AnswerLossTrainer(SFTTrainer):
         assert isinstance(self.train_dataset, Dataset)
         arguments = self.args
         rows, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-        return self._load(self.train_dataset, StepShares(self.train_dataset, rows, accumulation, processes, index))
+        order = self._get_train_sampler(self.train_dataset)
+        shares = StepShares(self.train_dataset, order, rows, accumulation, processes, index)
+        return self._load(self.train_dataset, shares)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        """The order of the rows, which transformers asks for where one process has them all."""
+        assert self.args.data_seed is not None, "trainer_config gives one"
+        return EpochOrder(len(train_dataset), self.args.data_seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """This process's batches to evaluate on."""

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ RUN_NAME = re.compile("[0-9a-f]{64}")  # a fingerprint
 # Interrupted runs that are kept: as many as a machine of eight GPUs may have had under way, twice. Not by their age: a
 # clock that jumps must not cost anybody a run.
 RUNS_KEPT = 16
+DATASETS = "datasets"  # a folder beside the runs: rows that are mapped into memory, shared by runs of the same data
+DATASET = "dataset"  # a run's file with the name of its folder in there
+PARTIAL = ".partial"  # what is being written, or removed
 ORDER = "order"  # a run's file with its place in the order in which runs were started
 NEWEST_KEPT = 2  # checkpoints, for the case that the last one is damaged; and the best one
 # A trainer whose `dvc` was killed notices, takes a step to its end and writes a checkpoint.
@@ -99,6 +102,38 @@ def _variable_named(root: Path) -> Iterator[None]:
             f"CHECKPOINT_DIR={root} in the environment: checkpoints cannot be written there ({error.filename}: "
             f"{error.strerror}). Name a folder that is yours to write to, or unset it: they then lie beside DVC's cache."
         ) from None
+
+
+def shared_dataset(run: Path, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder of the data set `key`: as a run has left it, or made now. It is there whole or not at all.
+
+    It stays as long as a folder of a run is kept that uses it; others are removed first.
+
+    Args:
+        run: the folder of the run that uses it.
+        key: a fingerprint of all that decides what `make` writes.
+        make: writes the files into a folder.
+    """
+    folder = run.parent / DATASETS
+    whole, partial = folder / key, folder / f"{key}{PARTIAL}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("finetune: another process writes or removes mapped rows; waits for it to end", flush=True)
+        lock.acquire()
+    try:
+        # First of all, so that no run that starts now removes it.
+        write_text(run / DATASET, f"{key}\n")
+        _remove_unused_datasets(folder)
+        if not whole.exists():
+            make(partial)
+            partial.replace(whole)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+    return whole
 
 
 def keep_adapter_alone(folder: Path) -> None:
@@ -213,3 +248,20 @@ def _remove_old_runs(root: Path, key: str) -> None:
                 shutil.rmtree(run)
         except Timeout:
             continue  # in use
+
+
+def _dataset(run: Path) -> str:
+    path = run / DATASET
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _remove_unused_datasets(folder: Path) -> None:
+    used = {_dataset(run) for run in _runs(folder.parent)}
+    found = [dataset for dataset in folder.iterdir() if RUN_NAME.fullmatch(dataset.stem)]
+    for dataset in found:
+        if dataset.suffix == PARTIAL:
+            shutil.rmtree(dataset)
+    for dataset in found:
+        if not dataset.suffix and dataset.name not in used:
+            # Killed in the midst of it, under its own name it would be taken for a whole one.
+            shutil.rmtree(dataset.replace(dataset.with_suffix(PARTIAL)))

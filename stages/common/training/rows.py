@@ -10,24 +10,39 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
+from datasets.table import MemoryMappedTable, concat_tables
 
 from stages.common.branches import Branches, label_branches
 from stages.common.errors import UserError, listing
 from stages.common.labels import split_labels
-from stages.common.tables import ROWS_PER_GROUP, read_table, table_metadata
+from stages.common.tables import iter_batches, read_table, table_metadata
+from stages.common.training.mapped import (
+    CountedRows,
+    Totals,
+    read_rows_of,
+    read_totals,
+    totals,
+    write_mapped,
+    write_rows,
+    write_totals,
+)
 
-COLUMNS = {
-    "classification": ["prompt_ids", "completion_ids"],
-    "multi_label": ["label", "prompt_ids"],
-    "question_answering": ["prompt_ids", "completion_ids"],
-    "chat": ["prompt_ids", "prompt_answer_mask", "completion_ids"],
-}
-TOKENS = List(Value("int32"))
+# Multi-label rows that are Python's at a time: times the labels they are many.
+ROWS_AT_A_TIME = 1_000
+TOKENS = pa.list_(pa.int32())
+QUESTIONS = pa.schema([("prompt_ids", TOKENS), ("completion_ids", TOKENS)])
+CONVERSATIONS = QUESTIONS.insert(1, pa.field("prompt_answer_mask", pa.list_(pa.bool_())))
+WEIGHTS = pa.schema([("weight", pa.float64())])
+PLACES = pa.schema([("indices", pa.uint64())])  # as datasets names and types them
 
 
 def read_rows(
-    paths: dict[str, Path], class_balance: Literal["none", "weighted_loss", "oversample"], seed: int, cache_folder: Path
+    paths: dict[str, Path],
+    class_balance: Literal["none", "weighted_loss", "oversample"],
+    seed: int,
+    folder: Path,
+    tokens: Path | None = None,
 ) -> dict[str, Dataset]:
     """The rows to train on and to choose the best step by, mapped from disk rather than read into memory.
 
@@ -36,8 +51,8 @@ def read_rows(
         class_balance: "weighted_loss" gives each row of both parts the weight of its label in train; "oversample"
             repeats rows of train.
         seed: chooses the rows that are repeated once more than others of their label.
-        cache_folder: where the mapped files are written: as large as the token columns and, for multi-label rows, as
-            large as the prompts times the labels.
+        folder: of these parameters; what `class_balance` adds is written there, eight bytes a row, unless it is there.
+        tokens: where `write_tokens` has written these files; None to have them written into `folder`.
 
     Returns:
         "train" and "validation", each with the columns `prompt_ids`, `completion_ids`, for conversations
@@ -46,14 +61,45 @@ def read_rows(
     Raises:
         UserError: a label of validation has no weight, because train lacks it.
     """
-    rows = {name: token_rows(path, cache_folder) for name, path in paths.items()}
-    if class_balance == "none":
-        return rows
-    labels = {name: read_table(path, ["label"])["label"].to_pylist() for name, path in paths.items()}
+    if tokens is None:
+        write_tokens(paths, tokens := folder)
+    files = {name: tokens / f"{name}.arrow" for name in paths}
+    rows: dict[str, Dataset] = {name: read_rows_of(file) for name, file in files.items()}
     if class_balance == "oversample":
-        chosen = oversampled(labels["train"], seed)
-        fingerprint = f"{rows['train']._fingerprint}-oversampled"
-        return rows | {"train": rows["train"].select(chosen, new_fingerprint=fingerprint)}
+        return rows | {"train": _oversampled_rows(paths["train"], rows["train"], seed, folder / "places.arrow")}
+    if class_balance == "weighted_loss":
+        weights = {name: folder / f"{name}-weights.arrow" for name in paths}
+        if not all(path.exists() for path in weights.values()):
+            _write_weights(paths, weights)
+        return {name: _weighted_rows(files[name], weights[name]) for name in paths}
+    return rows
+
+
+def write_tokens(paths: dict[str, Path], folder: Path) -> None:
+    """Write the token columns of split files as FOLDER/NAME.arrow, to be mapped.
+
+    They are as large as these columns and, for multi-label rows, as large as the prompts times the labels.
+    """
+    for name, path in paths.items():
+        prompt_format = table_metadata(path, "prompt_format")
+        file = folder / f"{name}.arrow"
+        if prompt_format["kind"] == "multi_label":
+            branches = label_branches(prompt_format)
+            write_rows(file, QUESTIONS, _questions(iter_batches(path, ["label", "prompt_ids"]), branches))
+        else:
+            schema = CONVERSATIONS if prompt_format["kind"] == "chat" else QUESTIONS
+            write_rows(file, schema, (batch.select(schema.names) for batch in iter_batches(path, schema.names)))
+
+
+def _questions(batches: Iterable[pa.RecordBatch], branches: dict[str, Branches]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+            rows = batch.slice(start, ROWS_AT_A_TIME).to_pydict()
+            yield pa.RecordBatch.from_pydict(one_row_for_each_label(rows, branches), schema=QUESTIONS)
+
+
+def _write_weights(paths: dict[str, Path], files: dict[str, Path]) -> None:
+    labels = {name: read_table(path, ["label"])["label"].to_pylist() for name, path in paths.items()}
     weights = balanced_weights(labels["train"])
     absent = sorted(set(labels["validation"]) - set(weights))
     if absent:
@@ -61,33 +107,35 @@ def read_rows(
             f"{paths['validation']}: has the labels {listing(absent)}, which {paths['train']} lacks, so that they "
             "have no weight in the loss. Add rows of them to train, or set finetune.class_balance to none."
         )
-    return {
-        name: part.add_column(
-            "weight", [weights[label] for label in labels[name]], new_fingerprint=f"{part._fingerprint}-weighted"
-        )
-        for name, part in rows.items()
-    }
+    for name, file in files.items():
+        column = pa.array([weights[label] for label in labels[name]], pa.float64())
+        write_mapped(file, WEIGHTS, [pa.record_batch([column], schema=WEIGHTS)])
 
 
-def token_rows(path: Path, cache_folder: Path) -> Dataset:
-    """The token columns of a split file; of a multi-label one, a row for each of its rows and labels."""
-    prompt_format = table_metadata(path, "prompt_format")
-    columns = COLUMNS[prompt_format["kind"]]
-    rows = Dataset.from_parquet(str(path), columns=columns, cache_dir=str(cache_folder))
-    assert isinstance(rows, Dataset)
-    if prompt_format["kind"] != "multi_label":
-        return rows
-    return rows.map(
-        one_row_for_each_label,
-        fn_kwargs={"branches": label_branches(prompt_format)},
-        batched=True,
-        remove_columns=columns,
-        features=Features({"prompt_ids": TOKENS, "completion_ids": TOKENS}),
-        cache_file_name=str(cache_folder / f"{path.stem}-labels.arrow"),
-        # A fingerprint of its own would pickle this function, which depends on where the project lies.
-        new_fingerprint=f"{rows._fingerprint}-labels",
-        desc=f"{path.stem}: a row for each label",
-    )
+def _weighted_rows(tokens: Path, weights: Path) -> CountedRows:
+    mapped = [MemoryMappedTable.from_file(str(file)) for file in (tokens, weights)]
+    rows = CountedRows(concat_tables(mapped, axis=1))
+    rows.totals = read_totals(tokens)
+    return rows
+
+
+def _oversampled_rows(path: Path, rows: Dataset, seed: int, file: Path) -> CountedRows:
+    """Rows of the split file `path`, some of them repeated; `file` has the places of those that are trained on."""
+    if not file.exists():
+        chosen = oversampled(read_table(path, ["label"])["label"].to_pylist(), seed)
+        write_totals(file, _totals_of(rows, chosen))
+        write_mapped(file, PLACES, [pa.record_batch([pa.array(chosen, pa.uint64())], schema=PLACES)])
+    found = CountedRows(rows.data, rows.info.copy(), indices_table=MemoryMappedTable.from_file(str(file)))
+    found.totals = read_totals(file)
+    return found
+
+
+def _totals_of(rows: Dataset, chosen: np.ndarray) -> Totals:
+    """What these rows come to, without reading their tokens."""
+    table = rows.data.table
+    prompts, answers = (pc.list_value_length(table[name]).to_numpy() for name in QUESTIONS.names)
+    lengths = prompts[chosen].astype(np.int64) + answers[chosen]
+    return Totals(int(lengths.max()), int(lengths.sum()), int(answers[chosen].sum(dtype=np.int64)))
 
 
 def one_row_for_each_label(batch: dict[str, list[Any]], branches: dict[str, Branches]) -> dict[str, list[list[int]]]:
@@ -150,17 +198,17 @@ def oversampled(labels: list[str], seed: int) -> np.ndarray:
 
 def longest_row(parts: Iterable[Dataset]) -> int:
     """Tokens of the longest row, prompt and completion together."""
-    return max(pc.max(lengths).as_py() for part in parts for lengths in _lengths(part))
+    return max(totals(part).longest for part in parts)
 
 
 def total_tokens(rows: Dataset) -> int:
     """Tokens of all rows, prompts and completions together."""
-    return sum(pc.sum(lengths).as_py() for lengths in _lengths(rows))
+    return totals(rows).tokens
 
 
-def _lengths(rows: Dataset) -> Iterator[pa.ChunkedArray]:
-    for table in _tables(rows):
-        yield pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["completion_ids"]))
+def answer_tokens(rows: Dataset) -> int:
+    """How many tokens of all rows have a loss: completions, and earlier answers of a conversation."""
+    return totals(rows).answers
 
 
 def row_lengths(rows: Dataset, places: list[int]) -> np.ndarray:
@@ -168,17 +216,3 @@ def row_lengths(rows: Dataset, places: list[int]) -> np.ndarray:
     table = rows.select_columns(["prompt_ids", "completion_ids"]).with_format("arrow")[places]
     lengths = pc.add(pc.list_value_length(table["prompt_ids"]), pc.list_value_length(table["completion_ids"]))
     return lengths.to_numpy().astype(np.int64)
-
-
-def answer_tokens(rows: Dataset) -> int:
-    """How many tokens of all rows have a loss: completions, and earlier answers of a conversation."""
-    total = 0
-    for table in _tables(rows):
-        total += pc.sum(pc.list_value_length(table["completion_ids"])).as_py()
-        if "prompt_answer_mask" in table.column_names:
-            total += pc.sum(pc.list_flatten(table["prompt_answer_mask"])).as_py() or 0
-    return total
-
-
-def _tables(rows: Dataset) -> Iterator[pa.Table]:
-    yield from rows.with_format("arrow").iter(ROWS_PER_GROUP)

@@ -6,10 +6,41 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
+import torch
 from datasets import Dataset
-from torch.utils.data import BatchSampler, RandomSampler
+from torch.utils.data import BatchSampler, Sampler
 
 from stages.common.training.rows import row_lengths
+
+# Rows whose numbers are Python's at a time.
+PIECE = 10_000
+
+
+class EpochOrder(Sampler[int]):
+    """Which row comes when: all of them, shuffled anew in each epoch, in the order of accelerate's sampler.
+
+    That one (SeedableRandomSampler, of torch's RandomSampler) makes a list of all rows before it gives the first: of
+    ten million 0.4 s and 400 MB. accelerate leaves samplers alone that are not torch's.
+
+    Args:
+        rows: how many there are.
+        seed: of the first epoch's order; the next one's is one more.
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed, self._epoch = rows, seed, 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """Whose order comes next; from 0."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        for piece in torch.randperm(self._rows, generator=generator).split(PIECE):
+            yield from piece.tolist()
 
 
 class StepShares(BatchSampler):
@@ -20,15 +51,17 @@ class StepShares(BatchSampler):
 
     Args:
         rows: to train on.
+        order: of all rows.
         micro_rows: rows of a micro-batch.
         accumulation: micro-batches of a step, for each process.
         processes: how many there are.
         index: of this one, from 0.
     """
 
-    def __init__(self, rows: Dataset, micro_rows: int, accumulation: int, processes: int, index: int) -> None:
-        # accelerate puts the sampler here that depends on the seed and the epoch alone.
-        self.sampler = RandomSampler(rows)
+    def __init__(
+        self, rows: Dataset, order: EpochOrder, micro_rows: int, accumulation: int, processes: int, index: int
+    ) -> None:
+        self.sampler = order  # where accelerate looks for what to tell the epoch
         self.batch_size, self.drop_last = micro_rows, False
         self._rows, self._index, self._processes = rows, index, processes
         self._rows_a_step = micro_rows * accumulation * processes

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
-from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 
 from stages.common.schema.finetune import Finetune
 from stages.common.tables import read_table
 from stages.common.training.rows import oversampled
+from stages.common.training.shares import EpochOrder
 
 
 def ids_of_step(path: Path, params: Finetune, rows: Dataset, step: int) -> list[str]:
@@ -31,9 +32,9 @@ def ids_of_step(path: Path, params: Finetune, rows: Dataset, step: int) -> list[
 
 
 def positions_of_step(rows: Dataset, params: Finetune, step: int) -> list[int]:
-    """Which of `rows` a step draws: each epoch shuffles all of them by the seed, as accelerate's sampler does."""
+    """Which of `rows` a step draws: each epoch shuffles all of them by the seed, as training does."""
     size = params.global_batch_size
     epoch, step_of_epoch = divmod(step - 1, -(-len(rows) // size))
-    sampler = SeedableRandomSampler(rows, data_seed=params.seed)
-    sampler.set_epoch(epoch)
-    return list(sampler)[step_of_epoch * size : (step_of_epoch + 1) * size]
+    order = EpochOrder(len(rows), params.seed)
+    order.set_epoch(epoch)
+    return list(islice(order, step_of_epoch * size, (step_of_epoch + 1) * size))
