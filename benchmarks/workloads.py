@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 
-from datasets import Dataset, Features
+import pyarrow as pa
+from datasets import Dataset
 
 from stages.common.errors import UserError
-from stages.common.training.rows import TOKENS
+from stages.common.training.rows import QUESTIONS
 
 SEED = 0
 SPREAD = 0.25
@@ -75,8 +76,7 @@ def make_labels(count: int, vocabulary: int) -> dict[str, list[int]]:
 def make_rows(prompts: list[list[int]], labels: dict[str, list[int]]) -> Dataset:
     """Training rows as `stages.common.training.rows` gives them, each with a label by chance."""
     answers = random.Random(SEED + 3).choices(list(labels.values()), k=len(prompts))
-    features = Features({"prompt_ids": TOKENS, "completion_ids": TOKENS})
-    return Dataset.from_dict({"prompt_ids": prompts, "completion_ids": answers}, features=features)
+    return Dataset(pa.table({"prompt_ids": prompts, "completion_ids": answers}, schema=QUESTIONS))
 
 
 def mean_tokens(rows: Dataset) -> float:

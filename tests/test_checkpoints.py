@@ -46,7 +46,10 @@ def test_a_folder_of_checkpoints_that_cannot_be_made_is_refused_by_the_name_of_i
     (tmp_path / "file").write_text("")
     root = tmp_path / "file" / below
     monkeypatch.setenv("CHECKPOINT_DIR", str(root))
-    with pytest.raises(UserError, match=r"CHECKPOINT_DIR=\S+ in the environment: .* or unset it"), locked_run(root, "k"):
+    with (
+        pytest.raises(UserError, match=r"CHECKPOINT_DIR=\S+ in the environment: .* or unset it"),
+        locked_run(root, "k"),
+    ):
         pass
     monkeypatch.delenv("CHECKPOINT_DIR")
     with pytest.raises(OSError), locked_run(root, "k"):

@@ -100,7 +100,7 @@ def _variable_named(root: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"CHECKPOINT_DIR={root} in the environment: checkpoints cannot be written there ({error.filename}: "
-            f"{error.strerror}). Name a folder that is yours to write to, or unset it: they then lie beside DVC's cache."
+            f"{error.strerror}). Name a folder that you may write to, or unset it: they then lie beside DVC's cache."
         ) from None
 
 
