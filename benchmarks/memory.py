@@ -11,14 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import re
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,16 +23,17 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 
 from benchmarks.inference import ADAPTER, save_adapter
 from benchmarks.measuring import StepClock, context, free_memory, reset_peak, synchronise
-from benchmarks.shapes import SHAPES, entered_project, save_random_base, shape_config
+from benchmarks.shapes import SHAPES, entered_project, shape_config
 from benchmarks.training import LABELS, train_here
 from benchmarks.workloads import make_labels, make_prompts, make_rows, mean_tokens
 from preflight.memory import read_shape
-from stages.common.acceleration.choice import fast_paths
+from stages.common.acceleration.choice import FastPaths, fast_paths
 from stages.common.errors import run_stage
 from stages.common.model import machine_device
 from stages.common.schema.measuring import Infer
 from stages.common.scoring.label_predictions import predict_label
 from stages.common.scoring.label_scores import language_model
+from stages.common.scoring.label_tree import build_tree
 from stages.common.scoring.loading import load_fast_model
 from stages.common.switches import SWITCHES
 from stages.common.training.rows import longest_row
@@ -55,7 +52,7 @@ class Peak(StepClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, int] = {}
+        self.found: dict[str, int | None] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
@@ -78,7 +75,7 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak() -> dict[str, int]:
+def peak() -> dict[str, int | None]:
     """Peak memory since `forget_peak`: of PyTorch's tensors on a GPU, and what the process takes of the device."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -88,7 +85,7 @@ def peak() -> dict[str, int]:
             "process_bytes": torch.cuda.max_memory_reserved() + outside,
         }
     status = Path("/proc/self/status").read_text()
-    return {"process_bytes": 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])}  # type: ignore[index]
+    return {"peak_bytes": None, "process_bytes": 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])}  # type: ignore[index]
 
 
 def main() -> None:
@@ -96,53 +93,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configurations", nargs="+", metavar="SHAPE:TOKENS:RANK:ROWS", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--stage", choices=("finetune", *INFER), default="finetune", help="default: finetune")
-    parser.add_argument("--base", type=Path, help="folder of a real base model, for the shape that it has")
     options = parser.parse_args()
     for configuration in options.configurations:
         shape, *numbers = configuration.split(":")
         if shape not in SHAPES or len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
             parser.error(f"{configuration!r} is no SHAPE:TOKENS:RANK:ROWS, as llama-3.2-1b:387:16:32")
         free_memory()
-        measure = train if options.stage == "finetune" else predict
         tokens, rank, rows = map(int, numbers)
-        with contextlib.redirect_stdout(sys.stderr), prepared_project(shape, options.base, rank):
-            found = measure(shape, tokens, rank, rows, options.stage)
-        print(json.dumps(described(configuration, shape, rank, options) | found), flush=True)
+        with contextlib.redirect_stdout(sys.stderr), entered_project(shape, None):
+            if options.stage == "finetune":
+                found = train(shape, tokens, rank, rows)
+            else:
+                found = predict(shape, tokens, rank, rows, options.stage)
+        print(json.dumps(described(configuration, shape, rank, options.stage) | found), flush=True)
 
 
-@contextlib.contextmanager
-def prepared_project(shape: str, base: Path | None, rank: int) -> Iterator[None]:
-    """Work beside a base and an adapter that another process has made, whose memory is not this one's."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as made:
-        arguments = (shape, base.resolve() if base else None, rank, Path(made))
-        maker = multiprocessing.get_context("spawn").Process(target=make, args=arguments)
-        maker.start()
-        maker.join()
-        assert maker.exitcode == 0, "it has said why"
-        with entered_project(shape, base or Path(made) / "base"):
-            shutil.copytree(Path(made) / "adapter", ADAPTER)
-            yield
-
-
-def make(shape: str, base: Path | None, rank: int, folder: Path) -> None:
-    """Write an adapter, and unless there is one a random base, into a folder."""
-    if base is None:
-        save_random_base(shape, folder / "base")
-    with entered_project(shape, base or folder / "base"):
-        save_adapter(rank)
-        shutil.copytree(ADAPTER, folder / "adapter")
-
-
-def described(configuration: str, shape: str, rank: int, options: argparse.Namespace) -> dict[str, Any]:
-    """What was measured with what."""
+def described(configuration: str, shape: str, rank: int, stage: str) -> dict[str, Any]:
+    """What was measured, and with what."""
     names = [*SWITCHES, "LOW_MEMORY", "MICRO_BATCH_SIZE"]
     switches = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
-    stage = [] if options.stage == "finetune" else [f"--stage {options.stage}"]
-    base = ["--base models/base"] if options.base else []
+    chosen = [] if stage == "finetune" else [f"--stage {stage}"]
     measured, values = context(), read_shape(shape_config(shape).to_dict(), shape)._asdict()
     del values["model_type"]
     return {
-        "command": " ".join([*switches, "python -m benchmarks.memory", *stage, *base, configuration]),
+        "command": " ".join([*switches, "python -m benchmarks.memory", *chosen, configuration]),
         "device": measured["device"],
         "versions": measured["versions"],
         "base": shape,
@@ -151,7 +125,7 @@ def described(configuration: str, shape: str, rank: int, options: argparse.Names
     }
 
 
-def train(shape: str, tokens: int, rank: int, rows: int, _stage: str) -> dict[str, Any]:
+def train(shape: str, tokens: int, rank: int, rows: int) -> dict[str, Any]:
     """Train a few steps on rows of one length, and say what decides about memory and what it took."""
     vocabulary, clock = shape_config(shape).vocab_size, Peak()
     prompts = make_prompts((WARMUP_STEPS + STEPS) * rows, tokens, vocabulary, equal_lengths=True)
@@ -167,41 +141,46 @@ def train(shape: str, tokens: int, rank: int, rows: int, _stage: str) -> dict[st
         "mean_answers": mean_tokens(data) - tokens,
         "accumulation": micro.accumulation,
         "recomputed": micro.recompute_activations,
-        **{name: reason is None for name, reason in paths._asdict().items()},
+        **taken(paths),
         "recordings": len(trainer._recordings),
-        "peak_bytes": None,
         **clock.found,
         "tokens_per_second": round(rows * mean_tokens(data) / clock.median_seconds(WARMUP_STEPS)),
     }
 
 
-def predict(shape: str, tokens: int, _rank: int, rows: int, stage: str) -> dict[str, Any]:
-    """Predict rows of one length, and say what decides about memory and what it took."""
+def predict(shape: str, tokens: int, rank: int, rows: int, stage: str) -> dict[str, Any]:
+    """Predict rows of one length, and say what decides about memory and what it took; loading is not in it."""
     vocabulary = shape_config(shape).vocab_size
     prompts = make_prompts(rows, tokens, vocabulary, equal_lengths=True)
     labels = make_labels(LABELS, vocabulary)
-    model = load_fast_model(ADAPTER, 0, scores_labels=stage == "infer")
+    save_adapter(rank)
+    free_memory()
+    model = load_fast_model(ADAPTER, rows * tokens, scores_labels=stage == "infer")
     free_memory()
     forget_peak()
     started = time.perf_counter()
     predict_label(model, prompts, labels, INFER[stage], lambda _rows: None)
     synchronise()
     seconds = time.perf_counter() - started
-    paths = fast_paths(language_model(model))
     return {
         "kind": "scoring" if stage == "infer" else "generating",
         "rows": rows,
         "mean_tokens": tokens,
         "longest": tokens,
-        "mean_answers": sum(map(len, labels.values())) if stage == "infer" else NEW_TOKENS,
+        # Behind each prompt: the nodes of the labels' tree, or what is generated.
+        "mean_answers": len(build_tree(list(labels.values())).tokens) if stage == "infer" else NEW_TOKENS,
         "accumulation": 1,
         "recomputed": False,
-        **{name: reason is None for name, reason in paths._asdict().items()},
+        **taken(fast_paths(language_model(model))),
         "recordings": None,
-        "peak_bytes": None,
         **peak(),
         "tokens_per_second": round(rows * tokens / seconds),
     }
+
+
+def taken(paths: FastPaths) -> dict[str, bool]:
+    """Whether each fast path was taken."""
+    return {name: reason is None for name, reason in paths._asdict().items()}
 
 
 if __name__ == "__main__":
