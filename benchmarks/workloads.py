@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import random
 
-import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from stages.common.errors import UserError
 from stages.common.training.rows import QUESTIONS
@@ -76,7 +75,8 @@ def make_labels(count: int, vocabulary: int) -> dict[str, list[int]]:
 def make_rows(prompts: list[list[int]], labels: dict[str, list[int]]) -> Dataset:
     """Training rows as `stages.common.training.rows` gives them, each with a label by chance."""
     answers = random.Random(SEED + 3).choices(list(labels.values()), k=len(prompts))
-    return Dataset(pa.table({"prompt_ids": prompts, "completion_ids": answers}, schema=QUESTIONS))
+    features = Features.from_arrow_schema(QUESTIONS)
+    return Dataset.from_dict({"prompt_ids": prompts, "completion_ids": answers}, features=features)
 
 
 def mean_tokens(rows: Dataset) -> float:
