@@ -26,7 +26,8 @@ from benchmarks.measuring import StepClock, context, free_memory, reset_peak, sy
 from benchmarks.shapes import SHAPES, entered_project, shape_config
 from benchmarks.training import LABELS, train_here
 from benchmarks.workloads import make_labels, make_prompts, make_rows, mean_tokens
-from preflight.memory import read_shape
+from preflight.shapes import read_shape
+from preflight.throughput import machine_of_device
 from stages.common.acceleration.choice import FastPaths, fast_paths
 from stages.common.errors import run_stage
 from stages.common.model import machine_device
@@ -113,11 +114,12 @@ def described(configuration: str, shape: str, rank: int, stage: str) -> dict[str
     names = [*SWITCHES, "LOW_MEMORY", "MICRO_BATCH_SIZE"]
     switches = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     chosen = [] if stage == "finetune" else [f"--stage {stage}"]
+    memory = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
     measured, values = context(), read_shape(shape_config(shape).to_dict(), shape)._asdict()
     del values["model_type"]
     return {
         "command": " ".join([*switches, "python -m benchmarks.memory", *chosen, configuration]),
-        "device": measured["device"],
+        "device": machine_of_device(measured["device"], memory) or measured["device"],
         "versions": measured["versions"],
         "base": shape,
         "shape": values,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from preflight.memory import GIB, Shape
+from preflight.memory import GIB
+from preflight.shapes import Shape
 from stages.common.errors import UserError
 
 # A line for each measured configuration: hardware, versions, and the command that measured it.
@@ -77,6 +79,19 @@ def find_machine(name: str) -> tuple[str, Machine]:
         if known.lower() == name.lower():
             return known, machine
     raise UserError(f"--gpu: {name!r} is not known. Allowed: {', '.join(MACHINES)}.")
+
+
+def machine_of_device(device: str, total: float) -> str | None:
+    """The name here of what PyTorch calls a GPU with so many bytes, or of a CPU; None where it is not known."""
+    words = re.findall(r"\w+", device)
+    if words[:1] == ["cpu"]:
+        return "cpu"
+    alike = {
+        name: abs((machine.bytes or 0) - total)
+        for name, machine in MACHINES.items()
+        if name.removeprefix("RTX-").partition("-")[0] in words
+    }
+    return min(alike, key=lambda name: alike[name], default=None)
 
 
 def predict_rate(

@@ -21,7 +21,8 @@ from benchmarks.published import RECIPES, WORD, default_recipe, make_recipe_trai
 from benchmarks.shapes import SHAPES, entered_project, linear_parameters, save_random_base, shape_config
 from benchmarks.stages import STAGES, exponent
 from benchmarks.workloads import FIRST_TOKEN, TERMINATOR, make_labels, make_prompts, make_rows, mean_tokens
-from preflight.memory import GIB, read_shape
+from preflight.memory import GIB
+from preflight.shapes import read_shape
 from preflight.throughput import measured_shape, measurements
 from stages.common.base import BASE_FOLDER
 from stages.common.errors import UserError

@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.shapes import SHAPES, shape_config
-from preflight.memory import GIB, Run, Shape, activation_bytes, process_bytes, read_shape, training_terms
+from preflight.memory import GIB, Run, activation_bytes, process_bytes, training_terms
+from preflight.shapes import Shape, read_shape
 from preflight.throughput import MACHINES, measured_shape, measurements, predict_rate
 from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.choice import FastPaths
