@@ -24,8 +24,9 @@ LOGIT_BYTES = {2: 14, 4: 12}
 # What the process holds beyond PyTorch's tensors. On the GPU the CUDA context, kernels and the libraries' workspaces:
 # 0.81 to 0.86 GiB on an H200. On a CPU Python and its libraries, measured with the tests' model of 0.2 M weights.
 OUTSIDE_BYTES = {"cuda": 0.85 * GIB, "cpu": 0.58 * GIB}
-# Blocks are cut to sizes that do not all fit again: 4 to 12 % on an H200.
-ALLOCATOR_SLACK = 0.09
+# Blocks are cut to sizes that do not all fit again: 4 to 12 % on an H200. On a CPU glibc keeps what is freed between
+# what is still needed: 56 to 75 % with SmolLM2-135M, and 3 % where it gets each tensor from the kernel by itself.
+ALLOCATOR_SLACK = {"cuda": 0.09, "cpu": 0.65}
 
 
 class Run(NamedTuple):
@@ -161,4 +162,4 @@ def process_bytes(shape: Shape, run: Run) -> float:
     held = sum(terms.values())
     if run.recorded and run.many_shapes:
         held += terms["activations"] + terms["logits and workspace"]
-    return held * (1 + ALLOCATOR_SLACK * (run.device == "cuda")) + OUTSIDE_BYTES[run.device]
+    return held * (1 + ALLOCATOR_SLACK[run.device]) + OUTSIDE_BYTES[run.device]

@@ -13,7 +13,8 @@ from preflight.memory import GIB
 from preflight.shapes import Shape
 from stages.common.errors import UserError
 
-# A line for each measured configuration: hardware, versions, and the command that measured it.
+# A line for each measured configuration: hardware, versions, and the command that measured it. Without tokens a second
+# it tells of memory alone.
 MEASUREMENTS = Path(__file__).with_name("measurements.jsonl")
 
 
@@ -116,7 +117,11 @@ def predict_rate(
         recomputed: whether activations are, as where memory is short.
         compiled: whether layers are.
     """
-    alike = [row for row in measurements() if row["kind"] == kind and _device(row).device == machine.device]
+    alike = [
+        row
+        for row in measurements()
+        if row["kind"] == kind and row["tokens_per_second"] and _device(row).device == machine.device
+    ]
     best = min(
         alike,
         key=lambda row: (
