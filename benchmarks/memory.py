@@ -11,9 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +26,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 
 from benchmarks.inference import ADAPTER, save_adapter
 from benchmarks.measuring import StepClock, context, free_memory, reset_peak
-from benchmarks.shapes import SHAPES, entered_project, shape_config
+from benchmarks.shapes import SHAPES, entered_project, save_random_base, shape_config
 from benchmarks.training import LABELS, train_here
 from benchmarks.workloads import make_labels, make_prompts, make_rows, mean_tokens
 from preflight.shapes import read_shape
@@ -100,12 +104,33 @@ def main() -> None:
             parser.error(f"{configuration!r} is no SHAPE:TOKENS:RANK:ROWS, as llama-3.2-1b:387:16:32")
         free_memory()
         tokens, rank, rows = map(int, numbers)
-        with contextlib.redirect_stdout(sys.stderr), entered_project(shape, None):
+        with contextlib.redirect_stdout(sys.stderr), prepared_project(shape, rank):
             if options.stage == "finetune":
                 found = train(shape, tokens, rank, rows)
             else:
-                found = predict(shape, tokens, rank, rows, options.stage)
+                found = predict(shape, tokens, rows, options.stage)
         print(json.dumps(described(configuration, shape, rank, options.stage) | found), flush=True)
+
+
+@contextlib.contextmanager
+def prepared_project(shape: str, rank: int) -> Iterator[None]:
+    """Work beside a base and an adapter of another process's making: a CPU's process would keep memory of it."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as made:
+        maker = multiprocessing.get_context("spawn").Process(target=make, args=(shape, rank, Path(made)))
+        maker.start()
+        maker.join()
+        assert maker.exitcode == 0, "it has said why"
+        with entered_project(shape, Path(made) / "base"):
+            shutil.copytree(Path(made) / "adapter", ADAPTER)
+            yield
+
+
+def make(shape: str, rank: int, folder: Path) -> None:
+    """Write a random base and an adapter into a folder."""
+    save_random_base(shape, folder / "base")
+    with entered_project(shape, folder / "base"):
+        save_adapter(rank)
+        shutil.copytree(ADAPTER, folder / "adapter")
 
 
 def described(configuration: str, shape: str, rank: int, stage: str) -> dict[str, Any]:
@@ -149,13 +174,11 @@ def train(shape: str, tokens: int, rank: int, rows: int) -> dict[str, Any]:
     }
 
 
-def predict(shape: str, tokens: int, rank: int, rows: int, stage: str) -> dict[str, Any]:
+def predict(shape: str, tokens: int, rows: int, stage: str) -> dict[str, Any]:
     """Predict rows of one length, and say what decides about memory and what it took; loading is not in it."""
     vocabulary = shape_config(shape).vocab_size
     prompts = make_prompts(rows, tokens, vocabulary, equal_lengths=True)
     labels = make_labels(LABELS, vocabulary)
-    save_adapter(rank)
-    free_memory()
     model = load_fast_model(ADAPTER, rows * tokens, scores_labels=stage == "infer")
     free_memory()
     forget_peak()
