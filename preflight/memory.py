@@ -25,8 +25,10 @@ LOGIT_BYTES = {2: 14, 4: 12}
 # 0.81 to 0.86 GiB on an H200. On a CPU Python and its libraries, measured with the tests' model of 0.2 M weights.
 OUTSIDE_BYTES = {"cuda": 0.85 * GIB, "cpu": 0.58 * GIB}
 # Blocks are cut to sizes that do not all fit again: 4 to 12 % on an H200. On a CPU glibc keeps what is freed between
-# what is still needed: 56 to 75 % with SmolLM2-135M, and 3 % where it gets each tensor from the kernel by itself.
+# what is still needed: 46 to 74 % with SmolLM2-135M, where tensors mapped one by one take what the terms say.
 ALLOCATOR_SLACK = {"cuda": 0.09, "cpu": 0.65}
+# Beyond what all layers' activations would take: recomputing them spares a CPU's process little more than the rest.
+RECOMPUTED_SLACK = 0.15
 
 
 class Run(NamedTuple):
@@ -158,6 +160,9 @@ def process_bytes(shape: Shape, run: Run) -> float:
     The second and every further recorded shape is run once beside the memory that recordings keep: that is the
     activations a second time.
     """
+    if run.device == "cpu" and run.recomputed:
+        kept = training_terms(shape, run._replace(recomputed=False))
+        return sum(kept.values()) * (1 + RECOMPUTED_SLACK) + OUTSIDE_BYTES["cpu"]
     terms = training_terms(shape, run)
     held = sum(terms.values())
     if run.recorded and run.many_shapes:

@@ -98,9 +98,7 @@ def test_the_inference_benchmark_compares_generating_with_scoring(run: Callable[
     assert [cells[0] for cells in table[-2:]] == ["tiny, 45 tokens, 5 labels", "tiny, 45 tokens, 77 labels"]
 
 
-@pytest.mark.parametrize(
-    ("stage", "kind"), [("finetune", "training"), ("infer", "scoring"), ("generate", "generating")]
-)
+@pytest.mark.parametrize(("stage", "kind"), [("finetune", "training"), ("infer", "scoring")])
 def test_the_benchmark_of_memory_prints_a_line_that_the_plan_can_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str, kind: str
 ) -> None:
@@ -111,7 +109,7 @@ def test_the_benchmark_of_memory_prints_a_line_that_the_plan_can_read(
     row = json.loads(line)
     assert set(row) == set(measurements()[0]) and row["kind"] == kind and row["device"] == "cpu"
     assert (row["tokens_per_second"] is not None) == (kind == "training")
-    assert row["packed"] == (kind != "generating") and row["rows"] == 8
+    assert row["packed"] and row["rows"] == 8
     assert measured_shape(row) == read_shape(shape_config("tiny").to_dict(), "tiny")
     # Python with torch takes some 0.5 GiB; less would be a part of it, more what making the base took.
     assert 0.3 * GIB < row["process_bytes"] < 2 * GIB
