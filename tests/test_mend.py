@@ -18,6 +18,7 @@ from stages.common.errors import run_stage
 def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the command in an empty folder; all that it says, its exit code last unless that is 0."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mend, "SECONDS_OF_A_WRITE", 0.3)
 
     def run(*options: str) -> str:
         monkeypatch.setattr(sys, "argv", ["preflight.mend", *options])

@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.shapes import SHAPES, shape_config
-from preflight.memory import GIB, Run, activation_bytes, process_bytes, training_terms
+from preflight.memory import GIB, Run, activation_bytes, process_bytes, training_terms, weights_terms
 from preflight.predicting import Prediction, generated_batch, prediction_bytes, prediction_terms, scored_batch
-from preflight.shapes import Shape, read_shape
+from preflight.shapes import Shape, read_shape, shape_of_file
 from preflight.throughput import MACHINES, machine_of_device, measured_shape, measurements, predict_rate
 from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.choice import FastPaths
@@ -29,8 +29,9 @@ from stages.common.scoring.packed_scores import _tokens_of_logits, deal
 from stages.common.sharding import base_bytes
 from stages.common.switches import AUTOMATIC
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
+from tests.launched import finish, start_two
 from tests.split_files import prompt_format, write_split
-from tests.workplace import ROOT, Workplace, make_workplace
+from tests.workplace import ENVIRONMENT, ROOT, Workplace, make_workplace
 
 WITHIN = 0.15
 # As the published config.json of a base of 70 B parameters has them.
@@ -38,6 +39,26 @@ LARGE = {
     "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size": 28672,
     "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
 }  # fmt: skip
+# Run in two processes: bytes of weights and of their scales that the first one holds.
+HELD = """
+import os, pathlib
+from bitsandbytes.nn import Linear4bit
+from stages.common import model as loading
+from stages.common.errors import run_stage
+from stages.common.processes import joined_processes, leads
+
+def main():
+    os.environ["SHARD_BASE"], loading.BASE_FOLDER = "1", pathlib.Path("base")
+    loading.ensure_base = lambda: loading.BASE_FOLDER
+    with joined_processes():
+        layers = [one for one in loading.load_base(trains=True).modules() if isinstance(one, Linear4bit)]
+        held = [one.weight.to_local() for one in layers] + [one.quant_state.absmax for one in layers]
+        held += [one.quant_state.state2.absmax for one in layers]
+        if leads():
+            print("held:", sum(tensor.untyped_storage().nbytes() for tensor in held), flush=True)
+
+run_stage(main)
+"""
 MEASURED = [row for row in measurements() if row["process_bytes"] and row["kind"] == "training"]
 PREDICTED = [row for row in measurements() if row["process_bytes"] and row["kind"] != "training"]
 
@@ -125,6 +146,14 @@ def test_a_base_takes_as_much_as_the_stage_thinks_when_it_decides_whether_to_spr
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape_config(name), dtype=torch.bfloat16)
         assert read_shape(shape_config(name).to_dict(), name).quantized_bytes == pytest.approx(base_bytes(model))
+
+
+def test_a_process_holds_as_much_of_a_sharded_base_as_planned(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(shape_config("tiny")).save_pretrained(tmp_path / "base")
+    (tmp_path / "held.py").write_text(HELD)
+    said = finish(start_two(Workplace(tmp_path), "held", **ENVIRONMENT))
+    planned = weights_terms(shape_of_file(tmp_path / "base"), 4, dense=False, shards=2)
+    assert float(re.search(r"held: (\d+)", said)[1]) == pytest.approx(planned["NF4 weights, 1/2 of them"], rel=0.01)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("rank", [4, 32])
