@@ -93,10 +93,10 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def save_adapter() -> None:
+def save_adapter(rank: int = RANK) -> None:
     """Write an adapter that changes what the base computes: as PEFT starts it, with small random B."""
     torch.manual_seed(0)
-    configuration = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    configuration = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     model = get_peft_model(load_base(), configuration)
     for name, weights in model.named_parameters():
         if "lora_B" in name:

@@ -7,15 +7,16 @@ compares the sums with `preflight/measurements.jsonl`.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from stages.common.errors import UserError
-from stages.common.tables import read_json
+from preflight.shapes import Shape
+from stages.common.sharding import NF4_BYTES
 
 GIB = 2**30
-# NF4 with double quantisation: half a byte, a byte for each block of 64, four for each 256 of those (QLoRA, section 3).
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Of a weight in NF4 itself; the rest of NF4_BYTES are its blocks' scales, of which FSDP keeps all on each GPU.
+BITS_BYTES = 0.5
+# Whole layers that a GPU holds of a sharded base: the one that is computed, and the next one.
+LAYERS_GATHERED = 2
 # Of a trained number: AdamW's two moments, in float32 or in blocks of bytes.
 STATE_BYTES = {"adamw_torch": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 # Of a logit: its bfloat16, its float32, the logarithm of its softmax and the gradients of both last.
@@ -23,38 +24,11 @@ LOGIT_BYTES = {2: 14, 4: 12}
 # What the process holds beyond PyTorch's tensors. On the GPU the CUDA context, kernels and the libraries' workspaces:
 # 0.81 to 0.86 GiB on an H200. On a CPU Python and its libraries, measured with the tests' model of 0.2 M weights.
 OUTSIDE_BYTES = {"cuda": 0.85 * GIB, "cpu": 0.58 * GIB}
-# Blocks are cut to sizes that do not all fit again: 4 to 12 % on an H200.
-ALLOCATOR_SLACK = 0.09
-
-
-class Shape(NamedTuple):
-    """What of a base model decides about memory and time; the names are those of config.json."""
-
-    model_type: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_heads: int
-    head_size: int
-    vocabulary: int
-    tied: bool
-
-    @property
-    def linear_inputs_and_outputs(self) -> list[tuple[int, int]]:
-        """Of a layer's seven matrices: q, k, v, o, gate, up, down."""
-        queries, keys = self.heads * self.head_size, self.key_heads * self.head_size
-        attention = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden)]
-        return [*attention, *[(self.hidden, self.intermediate)] * 2, (self.intermediate, self.hidden)]
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights that every token is multiplied with, and that are quantised."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.linear_inputs_and_outputs)
-
-    def lora_parameters(self, rank: int) -> int:
-        """Weights of an adapter on all of these matrices."""
-        return self.layers * rank * sum(inputs + outputs for inputs, outputs in self.linear_inputs_and_outputs)
+# Blocks are cut to sizes that do not all fit again: 4 to 12 % on an H200. On a CPU glibc keeps what is freed between
+# what is still needed: 46 to 74 % with SmolLM2-135M, where tensors mapped one by one take what the terms say.
+ALLOCATOR_SLACK = {"cuda": 0.09, "cpu": 0.65}
+# Beyond what all layers' activations would take: recomputing them spares a CPU's process little more than the rest.
+RECOMPUTED_SLACK = 0.15
 
 
 class Run(NamedTuple):
@@ -70,6 +44,7 @@ class Run(NamedTuple):
         recomputed: whether activations are.
         packed, dense, compiled, recorded: which fast paths are taken, see `stages.common.acceleration.choice`.
         many_shapes: whether micro-batches differ in size, so that a step is recorded more than once.
+        shards: GPUs that the base's layers are sharded over.
     """
 
     device: str
@@ -84,50 +59,12 @@ class Run(NamedTuple):
     compiled: bool
     recorded: bool
     many_shapes: bool
+    shards: int = 1
 
     @property
     def bytes(self) -> int:
         """Of a number that is computed with: bfloat16 on a GPU, float32 on a CPU."""
         return 2 if self.device == "cuda" else 4
-
-
-def read_shape(config: dict[str, Any], source: str) -> Shape:
-    """The shape that a config.json describes.
-
-    Args:
-        config: its values.
-        source: where it lies, for the message.
-
-    Raises:
-        UserError: it describes no decoder of the known kind.
-    """
-    values = config.get("text_config") or config
-    try:
-        return Shape(
-            model_type=str(values.get("model_type", "llama")),
-            layers=int(values["num_hidden_layers"]),
-            hidden=int(values["hidden_size"]),
-            intermediate=int(values["intermediate_size"]),
-            heads=int(values["num_attention_heads"]),
-            key_heads=int(values.get("num_key_value_heads") or values["num_attention_heads"]),
-            head_size=int(values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]),
-            vocabulary=int(values["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", values.get("tie_word_embeddings", False))),
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise UserError(
-            f"{source}: does not describe a decoder ({error!r}). Wanted are numbers under num_hidden_layers, "
-            "hidden_size, intermediate_size, num_attention_heads and vocab_size, as config.json of a base model has "
-            "them."
-        ) from None
-
-
-def shape_of_file(path: Path) -> Shape:
-    """The shape in a config.json, or in the folder that holds one."""
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file}: not found. Give a config.json, or the folder of a base model.")
-    return read_shape(read_json(file), str(file))
 
 
 def training_terms(shape: Shape, run: Run) -> dict[str, float]:
@@ -136,7 +73,7 @@ def training_terms(shape: Shape, run: Run) -> dict[str, float]:
     # What is added up over micro-batches is a copy of what a recording writes its gradients to.
     gradients = 4 + 4 * (run.recorded and run.accumulates)
     return {
-        **weights_terms(shape, run),
+        **weights_terms(shape, run.bytes, dense=run.dense, shards=run.shards),
         "adapter": trained * (4 + run.bytes * (run.bytes < 4)),
         "gradients": trained * gradients,
         "optimizer": trained * STATE_BYTES[run.optimizer],
@@ -148,16 +85,26 @@ def training_terms(shape: Shape, run: Run) -> dict[str, float]:
     }
 
 
-def weights_terms(shape: Shape, run: Run) -> dict[str, float]:
-    """Bytes of the base model alone."""
-    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    norms = (2 * shape.layers + 1) * shape.hidden
-    base = {
-        "embeddings": run.bytes * (embeddings + norms),
+def weights_terms(shape: Shape, size: int, *, dense: bool, shards: int = 1) -> dict[str, float]:
+    """Bytes of the base model alone.
+
+    Args:
+        shape: of the base.
+        size: bytes of a number that is computed with.
+        dense: whether its layers are dequantised.
+        shards: GPUs that its layers are sharded over.
+    """
+    others: dict[str, float] = {"embeddings": size * shape.other_parameters}
+    if dense:
+        return {"dequantised weights": size * shape.linear_parameters, **others}
+    if shards == 1:
+        return {"NF4 weights": NF4_BYTES * shape.linear_parameters, **others}
+    bits = BITS_BYTES * shape.linear_parameters
+    return {
+        f"NF4 weights, 1/{shards} of them": bits / shards + (NF4_BYTES - BITS_BYTES) * shape.linear_parameters,
+        "layers gathered": LAYERS_GATHERED * bits / shape.layers,
+        **others,
     }
-    if run.dense:
-        return {"dequantised weights": float(run.bytes * shape.linear_parameters), **base}
-    return {"NF4 weights": NF4_BYTES * shape.linear_parameters, **base}
 
 
 def activation_bytes(shape: Shape, run: Run) -> float:
@@ -213,8 +160,11 @@ def process_bytes(shape: Shape, run: Run) -> float:
     The second and every further recorded shape is run once beside the memory that recordings keep: that is the
     activations a second time.
     """
+    if run.device == "cpu" and run.recomputed:
+        kept = training_terms(shape, run._replace(recomputed=False))
+        return sum(kept.values()) * (1 + RECOMPUTED_SLACK) + OUTSIDE_BYTES["cpu"]
     terms = training_terms(shape, run)
     held = sum(terms.values())
     if run.recorded and run.many_shapes:
         held += terms["activations"] + terms["logits and workspace"]
-    return held * (1 + ALLOCATOR_SLACK * (run.device == "cuda")) + OUTSIDE_BYTES[run.device]
+    return held * (1 + ALLOCATOR_SLACK[run.device]) + OUTSIDE_BYTES[run.device]

@@ -5,9 +5,11 @@ DVC writes its own dvc.lock and .dvc/tmp/rwlock in place; a part of either stops
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
@@ -15,16 +17,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
-from stages.common.errors import run_stage
+from stages.common.errors import UserError, run_stage
 
+DVC = Path(".dvc")
 LOCK = Path("dvc.lock")
 # Which process reads and writes which path: of no use once these processes have ended.
-# DVC empties the file before it writes it: another `dvc` may be at it in this very moment.
+RUNNING = DVC / "tmp/rwlock"
+# DVC empties either file before it writes it: another `dvc` may be at it in this very moment.
 SECONDS_OF_A_WRITE = 1.0
-RUNNING = Path(".dvc/tmp/rwlock")
 
 
-def is_cut(text: str) -> bool:
+def is_cut_lock(text: str) -> bool:
     """Whether DVC could not read this dvc.lock, for another reason than a conflict that a person has to resolve."""
     if any(line.startswith("<<<<<<<") for line in text.splitlines()):
         return False
@@ -35,15 +38,31 @@ def is_cut(text: str) -> bool:
     return False
 
 
+def is_cut_list(text: str) -> bool:
+    """Whether DVC could not read this list of what running processes read and write."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return True
+    return False
+
+
+def stays_cut(path: Path, is_cut: Callable[[str], bool]) -> bool:
+    """Whether a file is there and cut, and is not just being written."""
+    for _ in range(2):
+        if not path.is_file() or not is_cut(path.read_text(encoding="utf-8", errors="replace")):
+            return False
+        time.sleep(SECONDS_OF_A_WRITE)
+    return True
+
+
 def mend_lock(path: Path) -> str | None:
     """Replace a cut dvc.lock by the committed one, or remove it where none is; what was done, if anything was.
 
     The stages that ran since then are restored from the run cache, which has them before dvc.lock does.
     """
-    for _ in range(2):
-        if not path.is_file() or not is_cut(path.read_text(encoding="utf-8", errors="replace")):
-            return None
-        time.sleep(SECONDS_OF_A_WRITE)
+    if not stays_cut(path, is_cut_lock):
+        return None
     try:
         committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -54,19 +73,25 @@ def mend_lock(path: Path) -> str | None:
 
 
 def mend_running(path: Path) -> str | None:
-    """Remove a cut list of what running processes read and write; what was done, if anything was."""
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """Remove a cut list of what running processes read and write; what was done, if anything was.
+
+    A list that a working `dvc` is about to write has to stay: without it a second one would run the same stage.
+    """
+    if not stays_cut(path, is_cut_list):
         return None
-    except ValueError:
-        path.unlink()
-        return f"{path} was cut by a killed `dvc`, and is removed"
-    return None
+    path.unlink(missing_ok=True)
+    return f"{path} was cut by a killed `dvc`, and is removed"
 
 
 def main() -> None:
-    """Mend both, and say so."""
+    """Mend both, and say so.
+
+    Raises:
+        UserError: there is no repository here.
+    """
+    argparse.ArgumentParser(prog="python -m preflight.mend", description=__doc__).parse_args()
+    if not DVC.is_dir():
+        raise UserError(f"{DVC}/: not found. Run it in the root of the repository, where dvc.yaml lies.")
     for done in (mend_lock(LOCK), mend_running(RUNNING)):
         if done is not None:
             print(f"preflight: {done}")

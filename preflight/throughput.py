@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from preflight.memory import GIB, Shape
+from preflight.memory import GIB
+from preflight.shapes import Shape
 from stages.common.errors import UserError
 
-# A line for each measured configuration: hardware, versions, and the command that measured it.
+# A line for each measured configuration: hardware, versions, and the command that measured it. Without tokens a second
+# it tells of memory alone.
 MEASUREMENTS = Path(__file__).with_name("measurements.jsonl")
 
 
@@ -79,6 +82,19 @@ def find_machine(name: str) -> tuple[str, Machine]:
     raise UserError(f"--gpu: {name!r} is not known. Allowed: {', '.join(MACHINES)}.")
 
 
+def machine_of_device(device: str, total: float) -> str | None:
+    """The name here of what PyTorch calls a GPU with so many bytes, or of a CPU; None where it is not known."""
+    words = re.findall(r"\w+", device)
+    if words[:1] == ["cpu"]:
+        return "cpu"
+    alike = {
+        name: abs((machine.bytes or 0) - total)
+        for name, machine in MACHINES.items()
+        if name.removeprefix("RTX-").partition("-")[0] in words
+    }
+    return min(alike, key=lambda name: alike[name], default=None)
+
+
 def predict_rate(
     kind: Literal["training", "scoring"],
     shape: Shape,
@@ -101,7 +117,11 @@ def predict_rate(
         recomputed: whether activations are, as where memory is short.
         compiled: whether layers are.
     """
-    alike = [row for row in measurements() if row["kind"] == kind and _device(row).device == machine.device]
+    alike = [
+        row
+        for row in measurements()
+        if row["kind"] == kind and row["tokens_per_second"] and _device(row).device == machine.device
+    ]
     best = min(
         alike,
         key=lambda row: (

@@ -37,12 +37,10 @@ def chosen_sample(options: argparse.Namespace) -> Sample | None:
     """Which rows are to be predicted again.
 
     Raises:
-        UserError: there can be no such sample, or nothing here can run a model.
+        UserError: nothing here can run a model.
     """
     if not options.model:
         return None
-    if options.rows < 1 or not 0 <= options.seed <= LARGEST_SEED:
-        raise UserError(f"--rows has to be 1 or more (--no-model scores none), --seed from 0 to {LARGEST_SEED:,}.")
     if importlib.util.find_spec("torch") is None:
         raise UserError("to re-score rows takes torch, which is not here: `make setup`, or give --no-model.")
     return Sample(options.rows, options.seed)
@@ -57,7 +55,10 @@ def arguments() -> argparse.Namespace:
     seed = secrets.randbelow(LARGEST_SEED + 1)
     parser.add_argument("--seed", type=int, default=seed, help="of the sample; default: another each time")
     parser.add_argument("--no-model", dest="model", action="store_false", help="re-score no rows; needs no torch")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.model and (options.rows < 1 or not 0 <= options.seed <= LARGEST_SEED):
+        parser.error(f"--rows has to be 1 or more (--no-model scores none), --seed from 0 to {LARGEST_SEED:,}")
+    return options
 
 
 def main() -> None:

@@ -14,13 +14,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, TrainerControl, TrainerState, TrainingArguments
 
-from benchmarks import inference, measuring, training
+from benchmarks import inference, measuring, memory, training
 from benchmarks.draw import draw, grouped, read_results
 from benchmarks.measuring import StepClock, floor_share
 from benchmarks.published import RECIPES, WORD, default_recipe, make_recipe_trainer
 from benchmarks.shapes import SHAPES, entered_project, linear_parameters, save_random_base, shape_config
 from benchmarks.stages import STAGES, exponent
 from benchmarks.workloads import FIRST_TOKEN, TERMINATOR, make_labels, make_prompts, make_rows, mean_tokens
+from preflight.memory import GIB
+from preflight.throughput import measured_shape, measurements
 from stages.common.base import BASE_FOLDER
 from stages.common.errors import UserError
 from stages.common.model import load_model
@@ -93,6 +95,24 @@ def test_the_inference_benchmark_compares_generating_with_scoring(run: Callable[
         assert row["tokens_per_second"] == pytest.approx(45 * row["examples_per_second"])
         assert row["times_first"] == pytest.approx(row["examples_per_second"] / rows[0]["examples_per_second"])
     assert [cells[0] for cells in table[-2:]] == ["tiny, 45 tokens, 5 labels", "tiny, 45 tokens, 77 labels"]
+
+
+def test_the_benchmark_of_memory_prints_a_line_that_the_plan_can_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["memory", "--stage", "infer", "tiny:45:4:8"])
+    memory.main()
+    [line] = capsys.readouterr().out.splitlines()
+    scored = json.loads(line)
+    with entered_project("tiny", None):
+        trained = {**scored, **memory.train("tiny", 45, 4, 8)}
+    for row, kind in ((scored, "scoring"), (trained, "training")):
+        assert set(row) == set(measurements()[0]) and (row["kind"], row["device"]) == (kind, "cpu")
+        assert row["packed"] and row["rows"] == 8 and measured_shape(row).hidden == 64
+        # Python with torch takes some 0.5 GiB; less would be a part of it, more what making the base took.
+        assert 0.3 * GIB < row["process_bytes"] < 2 * GIB
+    assert scored["tokens_per_second"] is None and trained["tokens_per_second"] > 0
 
 
 def test_shapes_have_the_parameters_of_the_published_models() -> None:

@@ -39,6 +39,23 @@ def test_the_fingerprint_follows_contents_and_values(tmp_path: Path) -> None:
     assert fingerprint([path], {"seed": 1}) != first
 
 
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_folder_of_checkpoints_that_cannot_be_made_is_refused_by_the_name_of_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    root = tmp_path / "file" / below
+    monkeypatch.setenv("CHECKPOINT_DIR", str(root))
+    with (
+        pytest.raises(UserError, match=r"CHECKPOINT_DIR=\S+ in the environment: .* or unset it"),
+        locked_run(root, "k"),
+    ):
+        pass
+    monkeypatch.delenv("CHECKPOINT_DIR")
+    with pytest.raises(OSError), locked_run(root, "k"):
+        pass
+
+
 def hold(root: Path, seconds: int) -> subprocess.Popen[str]:
     """Another process that holds the run "k"."""
     code = (

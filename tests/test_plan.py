@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.shapes import SHAPES, shape_config
-from preflight.memory import GIB, Run, Shape, activation_bytes, process_bytes, read_shape, training_terms
-from preflight.throughput import MACHINES, measured_shape, measurements, predict_rate
+from preflight.memory import GIB, Run, activation_bytes, process_bytes, training_terms, weights_terms
+from preflight.predicting import Prediction, generated_batch, prediction_bytes, prediction_terms, scored_batch
+from preflight.shapes import Shape, read_shape, shape_of_file
+from preflight.throughput import MACHINES, machine_of_device, measured_shape, measurements, predict_rate
 from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.choice import FastPaths
 from stages.common.acceleration.preparing import prepare_layers
-from stages.common.switches import SWITCHES
+from stages.common.scoring.batches import TOKENS_PER_BATCH
+from stages.common.scoring.packed_scores import _tokens_of_logits, deal
+from stages.common.sharding import base_bytes
+from stages.common.switches import AUTOMATIC
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
+from tests.launched import finish, start_two
 from tests.split_files import prompt_format, write_split
-from tests.workplace import Workplace, make_workplace
+from tests.workplace import ENVIRONMENT, ROOT, Workplace, make_workplace
 
 WITHIN = 0.15
 # As the published config.json of a base of 70 B parameters has them.
@@ -30,7 +39,28 @@ LARGE = {
     "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size": 28672,
     "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
 }  # fmt: skip
-MEASURED = [row for row in measurements() if row["process_bytes"]]
+# Run in two processes: bytes of weights and of their scales that the first one holds.
+HELD = """
+import os, pathlib
+from bitsandbytes.nn import Linear4bit
+from stages.common import model as loading
+from stages.common.errors import run_stage
+from stages.common.processes import joined_processes, leads
+
+def main():
+    os.environ["SHARD_BASE"], loading.BASE_FOLDER = "1", pathlib.Path("base")
+    loading.ensure_base = lambda: loading.BASE_FOLDER
+    with joined_processes():
+        layers = [one for one in loading.load_base(trains=True).modules() if isinstance(one, Linear4bit)]
+        held = [one.weight.to_local() for one in layers] + [one.quant_state.absmax for one in layers]
+        held += [one.quant_state.state2.absmax for one in layers]
+        if leads():
+            print("held:", sum(tensor.untyped_storage().nbytes() for tensor in held), flush=True)
+
+run_stage(main)
+"""
+MEASURED = [row for row in measurements() if row["process_bytes"] and row["kind"] == "training"]
+PREDICTED = [row for row in measurements() if row["process_bytes"] and row["kind"] != "training"]
 
 
 def named(row: dict[str, Any]) -> str:
@@ -50,6 +80,20 @@ def measured_run(row: dict[str, Any]) -> Run:
         accumulates=row["accumulation"] > 1,
         many_shapes=row["recordings"] > 1,
         **{name: row[name] for name in ("recomputed", "packed", "dense", "compiled", "recorded")},
+    )
+
+
+def measured_prediction(row: dict[str, Any]) -> Prediction:
+    shape, device = measured_shape(row), MACHINES[row["device"]].device
+    scores, length, behind = row["kind"] == "scoring", row["longest"], row["mean_answers"]
+    if scores:
+        rows, tokens = scored_batch(
+            shape, device, TOKENS_PER_BATCH[device], row["rows"], length, length, behind, packed=row["packed"]
+        )
+    else:
+        rows, tokens = generated_batch(TOKENS_PER_BATCH[device], row["rows"], length, behind)
+    return Prediction(
+        device, row["rank"], rows, tokens, 1 + behind * scores, behind * (not scores), row["packed"], row["dense"]
     )
 
 
@@ -76,6 +120,40 @@ def test_predicted_memory_is_within_15_percent_of_measured(row: dict[str, Any]) 
     if row["peak_bytes"] is not None:
         assert sum(training_terms(shape, run).values()) == pytest.approx(row["peak_bytes"], rel=WITHIN)
     assert process_bytes(shape, run) == pytest.approx(row["process_bytes"], rel=WITHIN)
+
+
+@pytest.mark.parametrize("row", PREDICTED, ids=named)
+def test_predicted_memory_of_infer_is_within_15_percent_of_measured(row: dict[str, Any]) -> None:
+    shape, batch = measured_shape(row), measured_prediction(row)
+    if row["peak_bytes"] is not None:
+        assert sum(prediction_terms(shape, batch).values()) == pytest.approx(row["peak_bytes"], rel=WITHIN)
+    assert prediction_bytes(shape, batch) == pytest.approx(row["process_bytes"], rel=WITHIN)
+
+
+@pytest.mark.parametrize(("prompts", "nodes"), [(5, 3), (500, 13), (500, 400)])
+def test_planned_batches_are_those_that_labels_are_scored_in(prompts: int, nodes: int) -> None:
+    config = shape_config("tiny")
+    config.vocab_size = 49_152
+    shape = read_shape(config.to_dict(), "")
+    rows, tokens = scored_batch(shape, "cpu", 2_048, prompts, 45, 45, nodes, packed=True)
+    cost = max(45 + nodes, _tokens_of_logits(LlamaForCausalLM(config), 1 + nodes, 2_048))
+    assert rows == max(map(len, deal(np.full(prompts, cost), 2_048)))
+    assert tokens == rows * (45 + nodes)
+
+
+def test_a_base_takes_as_much_as_the_stage_thinks_when_it_decides_whether_to_spread_it() -> None:
+    for name in ("tiny", "llama-3.2-1b"):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape_config(name), dtype=torch.bfloat16)
+        assert read_shape(shape_config(name).to_dict(), name).quantized_bytes == pytest.approx(base_bytes(model))
+
+
+def test_a_process_holds_as_much_of_a_sharded_base_as_planned(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(shape_config("tiny")).save_pretrained(tmp_path / "base")
+    (tmp_path / "held.py").write_text(HELD)
+    said = finish(start_two(Workplace(tmp_path), "held", **ENVIRONMENT))
+    planned = weights_terms(shape_of_file(tmp_path / "base"), 4, dense=False, shards=2)
+    assert float(re.search(r"held: (\d+)", said)[1]) == pytest.approx(planned["NF4 weights, 1/2 of them"], rel=0.01)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("rank", [4, 32])
@@ -139,7 +217,24 @@ def test_every_measurement_names_hardware_versions_and_a_command() -> None:
     for row in measurements():
         assert row["device"] in MACHINES and row["versions"]["torch"]
         assert "python -m" in row["command"] or "dvc repro" in row["command"]
-        assert row["tokens_per_second"] > 0
+        assert row["tokens_per_second"] or row["process_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("device", "gigabytes", "expected"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 42, "A100-40GB"),
+        ("NVIDIA A100-SXM4-80GB", 85, "A100-80GB"),
+        ("NVIDIA A100 80GB PCIe", 85, "A100-80GB"),
+        ("cuda (NVIDIA H200)", 150, "H200"),
+        ("NVIDIA GeForce RTX 4090", 25, "RTX-4090"),
+        ("NVIDIA L40S", 48, "L40S"),
+        ("NVIDIA GH200 480GB", 100, None),
+        ("cpu (x86_64)", 0, "cpu"),
+    ],
+)
+def test_a_gpu_is_known_by_its_name_and_its_memory(device: str, gigabytes: int, expected: str | None) -> None:
+    assert machine_of_device(device, gigabytes * 1e9) == expected
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -158,7 +253,9 @@ def say(place: Workplace, capsys: pytest.CaptureFixture[str]) -> Say:
     """Runs the command in the workplace; its exit code, and all that it says."""
 
     def run(*options: str, **environment: str) -> tuple[int, str]:
-        code = place.main("preflight.plan", *options, **{**dict.fromkeys((*SWITCHES, "LOW_MEMORY"), ""), **environment})
+        code = place.main(
+            "preflight.plan", *options, **{**dict.fromkeys((*AUTOMATIC, "LOW_MEMORY"), ""), **environment}
+        )
         said = capsys.readouterr()
         return code, said.out + said.err
 
@@ -191,6 +288,44 @@ def test_a_base_that_is_too_large_is_refused_with_what_would_fit(place: Workplac
     assert "of 22.0 GiB on L4" in said and "a larger GPU (" in said and "H200" in said
     code, said = say("--base", "large/config.json", "--gpu", "H200", *TOLD)
     assert code == 0 and "NF4 weights" in said
+
+
+def test_more_gpus_are_named_where_the_base_would_fit_sharded_over_them(place: Workplace, say: Say) -> None:
+    place.write("large/config.json", json.dumps(LARGE))
+    code, said = say("--base", "large", "--gpu", "L40S", *TOLD)
+    assert code == 1 and "more GPUs (--gpus 2: the base is then sharded over them)" in said
+    code, said = say("--base", "large", "--gpu", "L40S", "--gpus", "2", *TOLD)
+    assert code == 0 and "finetune on each of 2 GPUs, which the base is sharded over" in said
+    assert "NF4 weights, 1/2 of them" in said and "layers gathered" in said and "activations recomputed" in said
+    assert "infer on each of 2 GPUs, which the base's layers lie on" in said
+    assert say("--base", "large", "--gpu", "L40S", "--gpus", "2", *TOLD, SHARD_BASE="0")[0] == 1
+
+
+def test_a_base_that_one_gpu_holds_is_sharded_where_the_environment_asks_for_it(say: Say) -> None:
+    options = ("--base", "llama-3.2-1b", "--gpu", "H100", "--gpus", "2", *TOLD)
+    assert "dequantised weights" in say(*options)[1] and "sharded" not in say(*options)[1]
+    code, said = say(*options, SHARD_BASE="1")
+    assert code == 0 and "sharded over" in said and "dequantised" not in said
+
+
+def test_memory_of_infer_is_of_scored_labels_or_of_generated_answers(place: Workplace, say: Say) -> None:
+    options = ("--base", "llama-3.2-3b", "--gpu", "L4", *TOLD)
+    code, said = say(*options)
+    assert code == 0 and "memory of infer, " in said and "keys and values" not in said
+    place.set("infer.method", "generate")
+    place.set("infer.max_new_tokens", 32)
+    place.set("format_prompts.max_length_tokens", 500)
+    code, said = say(*options)
+    rows = re.search(r"memory of infer, (\d+) rows", said)
+    assert code == 0 and "keys and values" in said and rows is not None
+    assert int(rows[1]) == 32_768 // (500 - 4 + 32)
+
+
+def test_it_says_nothing_but_the_plan() -> None:
+    imported = subprocess.run(
+        [sys.executable, "-c", "import preflight.plan"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert imported.stdout + imported.stderr == ""
 
 
 def test_rows_that_are_too_long_are_refused_with_the_length_that_fits(place: Workplace, say: Say) -> None:

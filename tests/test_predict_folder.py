@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -537,6 +538,23 @@ def test_a_damaged_page_stops_its_part_alone_and_a_whole_file_mends_it(place: Wo
     assert ask(place, "--replace-changed").code == 0
     assert contents(place).keys() == contents(place, "fresh").keys()
     assert lines_of(place) == lines_of(place, "fresh")
+
+
+def test_a_long_text_that_all_rows_share_is_in_memory_once_and_a_bomb_of_it_is_refused(tmp_path: Path) -> None:
+    path, text = tmp_path / "bomb.parquet", "x" * 2**20
+    indices = pa.array([0] * 1_000, pa.int32())
+    pq.write_table(pa.table({"text": pa.DictionaryArray.from_arrays(indices, [text])}), path)
+    file = InputFile("bomb.parquet", path, "parquet")
+    assert path.stat().st_size < 2**18
+    [piece] = cut(survey(file, 1_000, ["text"], "utf-8"), 1_000)
+    with pytest.raises(DamagedFileError, match=r"bomb\.parquet: holds more than [\d,]+ bytes once it is decompressed"):
+        list(Reader(["text"], "utf-8").rows(file, piece))
+    few = piece._replace(rows=200)
+    tracemalloc.start()
+    assert [row[0] == text for _, row in Reader(["text"], "utf-8").rows(file, few)] == [True] * 200
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20 * len(text), "rows are made one by one, not two hundred at once"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from review.verify import arguments
 from stages.common.tables import read_json, write_json
 from tests.project import Project
 from tests.stored import WEIGHTS, Stored, damage, files_in, flipped, locked, object_at
@@ -90,6 +92,18 @@ def test_an_older_commit_is_verified_by_its_own_parameters_beside_changed_files(
     workspace = {folder: files_in(project.folder / folder) for folder in ("data", "models", "metrics", ".git")}
     assert f"verified: {commit[:7]}; whether its answers come from its adapter was not" in verify(project, commit)
     assert {folder: files_in(project.folder / folder) for folder in workspace} == workspace
+
+
+@pytest.mark.parametrize("options", [("--rows", "0"), ("--seed", "-1")])
+def test_a_sample_that_cannot_be_drawn_is_a_wrong_use_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["verify", *options])
+    with pytest.raises(SystemExit, match="2"):
+        arguments()
+    assert "--rows has to be 1 or more" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["verify", "--no-model", *options])
+    assert not arguments().model
 
 
 def test_it_takes_no_torch_unless_rows_are_re_scored(project: Project) -> None:

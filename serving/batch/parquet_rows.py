@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serving.batch.piece import NumberedRow, Piece, damage
-from stages.common.sources.streams import DAMAGED
+from serving.batch.piece import DamagedFileError, NumberedRow, Piece, damage
+from stages.common.errors import UserError
+from stages.common.sources.readers import BYTES_OF_A_ROW, MAX_CELL_CHARACTERS, decoded_bytes
+from stages.common.sources.streams import DAMAGED, Allowance
 
 # Read and made into Python's objects at a time.
 ROWS_PER_BATCH = 1_000
@@ -20,8 +23,8 @@ ROWS_PER_BATCH = 1_000
 class ParquetRows:
     """The rows of a Parquet file from any one on: entered at a row group, and read forwards as pieces come in order."""
 
-    def __init__(self, table: pq.ParquetFile, name: str, columns: list[str]) -> None:
-        self._table, self._name, self._columns = table, name, columns
+    def __init__(self, table: pq.ParquetFile, name: str, columns: list[str], allowance: Allowance) -> None:
+        self._table, self._name, self._columns, self._allowance = table, name, columns, allowance
         metadata = table.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.count = metadata.num_rows
@@ -34,14 +37,20 @@ class ParquetRows:
         """The rows of a piece with their numbers; one of which Python can hold no value is a text that says so.
 
         Raises:
-            DamagedFileError: a part of the file cannot be decoded.
+            DamagedFileError: a part of the file cannot be decoded, or what was read comes to more than the allowance.
         """
         try:
             self._go_to(piece.first)
             while (left := piece.first + piece.rows - self._place) > 0:
                 first = self._place + 1
                 batch = self._take(left)
-                yield from enumerate(_values([batch.column(column) for column in self._columns]), start=first)
+                arrays = [batch.column(column) for column in self._columns]
+                size = sum(map(decoded_bytes, arrays))
+                self._allowance.take(size + BYTES_OF_A_ROW * batch.num_rows)
+                yield from enumerate(_values(arrays, one_by_one=size > MAX_CELL_CHARACTERS), start=first)
+        except UserError as error:
+            self._batches = None
+            raise DamagedFileError(str(error)) from None
         except (pa.ArrowException, *DAMAGED) as error:
             self._batches = None
             raise damage(error, self._name, f"row {self._place:,}") from None
@@ -76,13 +85,14 @@ class ParquetRows:
         return taken
 
 
-def _values(columns: list[pa.Array]) -> Iterable[list[Any] | str]:
+def _values(columns: list[pa.Array], *, one_by_one: bool) -> Iterable[list[Any] | str]:
     """The values of each row, or why there are none."""
-    try:
-        return map(list, zip(*[column.to_pylist() for column in columns], strict=True))
-    except (ValueError, OverflowError):
+    if not one_by_one:
         # Bytes that are no UTF-8, a time beyond the year 9999: one such cell is the problem of its row alone.
-        return map(_values_of_row, zip(*columns, strict=True))
+        with contextlib.suppress(ValueError, OverflowError):
+            plain = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in columns]
+            return map(list, zip(*[column.to_pylist() for column in plain], strict=True))
+    return map(_values_of_row, zip(*columns, strict=True))
 
 
 def _values_of_row(cells: tuple[pa.Scalar, ...]) -> list[Any] | str:

@@ -19,7 +19,7 @@ from serving.batch.parquet_rows import ParquetRows
 from serving.batch.piece import DamagedFileError, NumberedRow, Piece, damage
 from stages.common.base import file_sha256
 from stages.common.sources.readers import ROWS_THAT_SHOW_COLUMNS, require_columns
-from stages.common.sources.streams import DAMAGED, open_decompressed
+from stages.common.sources.streams import DAMAGED, Allowance, open_decompressed
 
 
 class Survey(NamedTuple):
@@ -82,10 +82,16 @@ def open_input(file: InputFile, columns: list[str], encoding: str, stack: ExitSt
             stream = stack.enter_context(open_decompressed(file.path, file.name))
             return JsonRows(stream, file.name, columns, encoding)
         table = stack.enter_context(pq.ParquetFile(file.path, buffer_size=BLOCK))
+        # A text that repeats is in memory once, however many rows name it.
+        leaves = [table.schema.column(index) for index in range(len(table.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        table = stack.enter_context(
+            pq.ParquetFile(file.path, metadata=table.metadata, buffer_size=BLOCK, read_dictionary=texts)
+        )
     except (pa.ArrowException, *DAMAGED) as error:
         raise damage(error, file.name, "its beginning") from None
     require_columns(table.schema_arrow.names, columns, file.name)
-    return ParquetRows(table, file.name, columns)
+    return ParquetRows(table, file.name, columns, Allowance(file.path, file.name))
 
 
 class Reader:

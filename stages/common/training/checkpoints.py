@@ -6,6 +6,7 @@ checkpoints lie beside the cache of the main repository, and an interrupted run 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -61,12 +62,14 @@ def locked_run(root: Path, key: str) -> Iterator[Path]:
     interrupted ones are removed first, so that the disk holds no more than RUNS_KEPT beside the current one.
 
     Raises:
-        UserError: another process is training the same run, and goes on doing so.
+        UserError: another process is training the same run, and goes on doing so; or CHECKPOINT_DIR names no folder
+            that can be written to.
     """
-    root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / f"{key}.lock")
     try:
-        lock.acquire(timeout=0)
+        with _variable_named(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout:
         print("finetune: another process is training this very run; waits for it to end", flush=True)
         try:
@@ -84,6 +87,21 @@ def locked_run(root: Path, key: str) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+@contextmanager
+def _variable_named(root: Path) -> Iterator[None]:
+    """Say of a folder that cannot be had where its name comes from; a full disk is another matter."""
+    try:
+        yield
+    except OSError as error:
+        wrong_place = error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+        if not wrong_place or "CHECKPOINT_DIR" not in os.environ:
+            raise
+        raise UserError(
+            f"CHECKPOINT_DIR={root} in the environment: checkpoints cannot be written there ({error.filename}: "
+            f"{error.strerror}). Name a folder that you may write to, or unset it: they then lie beside DVC's cache."
+        ) from None
 
 
 def shared_dataset(run: Path, key: str, make: Callable[[Path], None]) -> Path:
