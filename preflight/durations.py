@@ -41,7 +41,7 @@ def plan_durations(
         at_once = TOKENS_PER_BATCH[machine.device]
         scored = predict_rate("scoring", shape, machine, at_once, recomputed=False, compiled=run.compiled)
         # A base that lies on several GPUs is worked on by one of them at a time.
-        seconds = lengths.predicted * (lengths.mean - lengths.answer) / scored.tokens_per_second
+        seconds = lengths.predicted * lengths.prompt / scored.tokens_per_second
         seconds /= speedup if run.shards == 1 else 1
         durations += [Duration(stage, seconds, scored.origin) for stage in ("infer", "infer_base")]
     return durations

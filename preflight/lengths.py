@@ -37,6 +37,11 @@ class Lengths(NamedTuple):
     longest: int
     answer: float
 
+    @property
+    def prompt(self) -> float:
+        """Mean of a row without its answer."""
+        return max(1.0, self.mean - self.answer)
+
     def most_tokens(self, rows: int) -> int:
         """Tokens of the largest of many micro-batches: with the longest row, or three standard deviations above."""
         usual = rows * self.mean + 3 * math.sqrt(rows) * self.spread
@@ -98,7 +103,7 @@ def lengths_as_told(params: Params, rows: int, tokens: int) -> Lengths:
     return Lengths(
         rows_a_pass=rows_in_one_pass(params.task, balance, rows, Counter({name: rows // len(named) for name in named})),
         validation=rows_in_one_pass(params.task, "none", round(all_rows * split.validation_share), Counter()),
-        predicted=round(all_rows * (split.validation_share + split.test_share)),
+        predicted=max(1, round(all_rows * (split.validation_share + split.test_share))),
         mean=tokens,
         spread=USUAL_SPREAD * tokens,
         longest=max(tokens, params.format_prompts.max_length_tokens),

@@ -33,7 +33,7 @@ def is_cut_lock(text: str) -> bool:
         return False
     try:
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
-    except (YAMLError, Invalid):
+    except (YAMLError, Invalid, ValueError):  # ValueError: a date that there is not
         return True
     return False
 
@@ -59,17 +59,22 @@ def stays_cut(path: Path, is_cut: Callable[[str], bool]) -> bool:
 def mend_lock(path: Path) -> str | None:
     """Replace a cut dvc.lock by the committed one, or remove it where none is; what was done, if anything was.
 
-    The stages that ran since then are restored from the run cache, which has them before dvc.lock does.
+    What stood there is kept in .dvc/tmp, in case that a person has edited it. The stages that ran since then are
+    restored from the run cache, which has them before dvc.lock does.
     """
     if not stays_cut(path, is_cut_lock):
         return None
     try:
         committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        path.unlink()
-        return f"{path} was cut by a killed `dvc`, and is removed"
-    path.write_bytes(committed)
-    return f"{path} was cut by a killed `dvc`, and is the committed one again"
+        committed = b""
+    kept = RUNNING.with_name(f"unreadable-{path.name}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(kept)
+    if committed:
+        path.write_bytes(committed)
+    what = "the committed one again" if committed else "removed"
+    return f"{path} was cut by a killed `dvc`, or damaged otherwise, and is {what}; what stood there is in {kept}"
 
 
 def mend_running(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from preflight.base import BASE_CONFIG
 from preflight.durations import plan_durations, print_durations
 from preflight.lengths import read_lengths
 from preflight.memory import training_terms
-from preflight.planning import Plan, gib, make_plan, misfit, planned_prediction
+from preflight.planning import Plan, check_sharded, gib, make_plan, misfit, planned_prediction, spreads_base
 from preflight.predicting import Prediction, prediction_bytes, prediction_terms
 from preflight.shapes import Shape, read_shape, shape_of_file
 from preflight.throughput import MACHINES, Machine, find_machine, machine_of_device
@@ -38,6 +38,8 @@ def main() -> None:
     name, machine, free = chosen_machine(options.gpu)
     if name == "cpu" and options.gpus > 1:
         raise UserError(f"--gpus {options.gpus}: processes on one CPU share its cores, so more of them gain nothing.")
+    if spreads_base(shape, machine, options.gpus):
+        check_sharded(params)
     lengths = read_lengths(params, options.rows, options.tokens)
     plan = make_plan(params, shape, lengths, machine, free, options.gpus)
     print(

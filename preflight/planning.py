@@ -14,13 +14,14 @@ from preflight.shapes import Shape
 from preflight.throughput import MACHINES, Machine
 from stages.common.acceleration.choice import LEAST_COMPILED_FLOP, MOST_DENSE_SHARE
 from stages.common.acceleration.layers import PRE_NORM
+from stages.common.errors import UserError
 from stages.common.params import Params
 from stages.common.schema.task import ClassificationTask
 from stages.common.scoring.batches import TOKENS_PER_BATCH, TOKENS_PER_GENERATED_BATCH
 from stages.common.sharding import MOST_OF_A_GPU, NF4_BYTES
-from stages.common.switches import SHARD_BASE, low_memory, switch
+from stages.common.switches import SHARD_BASE, SWITCHES, low_memory, switch
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
-from stages.common.training.trainer import MicroBatch, micro_batches
+from stages.common.training.trainer import MicroBatch, micro_batches, refuse_dora
 
 # What one host commonly has.
 NUMBERS_OF_GPUS = (2, 4, 8)
@@ -76,6 +77,20 @@ def spreads_base(shape: Shape, machine: Machine, gpus: int) -> bool:
     return machine.bytes is not None and shape.quantized_bytes > MOST_OF_A_GPU * machine.bytes
 
 
+def check_sharded(params: Params) -> None:
+    """Refuse what `finetune` refuses beside a sharded base.
+
+    Raises:
+        UserError: DoRA, or a fast path that needs whole weights, is asked for.
+    """
+    refuse_dora(params.finetune.lora)
+    for name in ("DENSE_BASE", "COMPILE_LAYERS", "RECORD_STEPS"):
+        if switch(name):
+            raise UserError(
+                f"{name}=1 in the environment asks for {SWITCHES[name]}, which cannot be had: the base is sharded"
+            )
+
+
 def planned_run(
     params: Params, shape: Shape, lengths: Lengths, micro: MicroBatch, device: str, free: float, shards: int
 ) -> Run:
@@ -111,15 +126,16 @@ def planned_prediction(
     device, spread = machine.device, spreads_base(shape, machine, gpus)
     labels = params.task.labels if isinstance(params.task, ClassificationTask) else []
     most = (TOKENS_PER_BATCH if labels else TOKENS_PER_GENERATED_BATCH)[device]
-    new_tokens, longest = params.infer.max_new_tokens or 0, math.ceil(lengths.longest - lengths.answer)
+    new_tokens, longest = params.infer.max_new_tokens or 0, max(1, math.ceil(lengths.longest - lengths.answer))
     # A node for each token of a label but its last: labels that begin alike share some.
     nodes = 0 if new_tokens else math.ceil(len(labels) * max(0.0, lengths.answer - 1))
     packed = not new_tokens and _chosen("PACK_ROWS", shape.model_type in PRE_NORM and not spread)
     if new_tokens:
         rows, tokens = generated_batch(most, lengths.predicted, longest, new_tokens)
     else:
-        mean = lengths.mean - lengths.answer
-        rows, tokens = scored_batch(shape, device, most, lengths.predicted, mean, longest, nodes, packed=packed)
+        rows, tokens = scored_batch(
+            shape, device, most, lengths.predicted, lengths.prompt, longest, nodes, packed=packed
+        )
     return Prediction(
         device=device,
         rank=params.finetune.lora.r,
@@ -178,6 +194,8 @@ def misfit(params: Params, shape: Shape, lengths: Lengths, plan: Plan, name: str
 
 def fewest_gpus(params: Params, shape: Shape, lengths: Lengths, free: float, name: str, gpus: int) -> int | None:
     """How many of this machine's kind the training would fit; None where no usual number is enough."""
+    if params.finetune.lora.use_dora:
+        return None  # see `refuse_dora`
     shared = params.finetune.global_batch_size
     counts = [count for count in NUMBERS_OF_GPUS if count > gpus and shared % count == 0 and name != "cpu"]
     return next(

@@ -109,9 +109,11 @@ def prediction_terms(shape: Shape, batch: Prediction) -> dict[str, float]:
 
 def _weights(shape: Shape, batch: Prediction) -> dict[str, float]:
     terms = weights_terms(shape, batch.bytes, dense=batch.dense)
-    if batch.gpus > 1:
-        terms["NF4 weights"] /= batch.gpus
-    return terms
+    if batch.gpus == 1:
+        return terms
+    # `stages.common.sharding.laid_out`: about as much on each GPU, in whole layers, embeddings on the first.
+    outside, whole = terms["embeddings"], sum(terms.values())
+    return {"weights, embeddings among them": max(outside, whole / batch.gpus + (whole - outside) / shape.layers)}
 
 
 def _forward_bytes_per_token(shape: Shape, batch: Prediction) -> float:

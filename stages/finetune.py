@@ -46,7 +46,14 @@ from stages.common.training.reducing import SharedOutOfMemoryError
 from stages.common.training.rows import longest_row, read_rows, write_tokens
 from stages.common.training.step_rows import ids_of_step
 from stages.common.training.stopping import signals_noted
-from stages.common.training.trainer import LOG_FOLDER, MicroBatch, check_shares, make_trainer, micro_batches
+from stages.common.training.trainer import (
+    LOG_FOLDER,
+    MicroBatch,
+    check_shares,
+    make_trainer,
+    micro_batches,
+    refuse_dora,
+)
 
 PARTS = {name: Path(f"data/splits/{name}.parquet") for name in ("train", "validation")}
 CODE_DIGEST = Path("data/code/finetune.sha256")
@@ -69,6 +76,8 @@ def train(params: Finetune, folder: Path, rows: dict[str, Dataset]) -> AnswerLos
     """
     device, processes = machine_device(), process_count()
     sharded = base_is_spread(processes)
+    if sharded:
+        refuse_dora(params.lora)
     longest_tokens = longest_row(rows.values())
     for micro in micro_batches(
         params.global_batch_size, longest_tokens, device.type, processes, memory_is_short=sharded

@@ -59,6 +59,15 @@ def test_what_a_working_dvc_is_just_writing_is_left_alone(say: Callable[..., str
     assert said == "" and path.read_text() == whole
 
 
+@pytest.mark.parametrize("cut", ["", "schema: '2.0'\nstages:\n  a: {cmd", "stages: {a: 2026-13-45}\n"])
+def test_a_lock_that_dvc_cannot_read_is_kept_beside(say: Callable[..., str], cut: str) -> None:
+    mend.DVC.mkdir()
+    mend.LOCK.write_text(cut)
+    kept = mend.RUNNING.with_name("unreadable-dvc.lock")
+    assert f"and is removed; what stood there is in {kept}" in say()
+    assert not mend.LOCK.exists() and kept.read_text() == cut
+
+
 def test_a_list_that_stays_cut_is_removed(say: Callable[..., str]) -> None:
     mend.RUNNING.parent.mkdir(parents=True)
     mend.RUNNING.write_text('{"write": {"/a')

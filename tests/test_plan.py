@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from stages.common.acceleration.choice import FastPaths
 from stages.common.acceleration.preparing import prepare_layers
 from stages.common.scoring.batches import TOKENS_PER_BATCH
 from stages.common.scoring.packed_scores import _tokens_of_logits, deal
-from stages.common.sharding import base_bytes
+from stages.common.sharding import _bytes, base_bytes, laid_out, skeleton
 from stages.common.switches import AUTOMATIC
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
 from tests.launched import finish, start_two
@@ -345,7 +346,7 @@ def test_a_micro_batch_that_does_not_fit_gives_way_to_a_smaller_one(place: Workp
     rows = int(re.search(r"of finetune, (\d+) rows", said)[1])  # type: ignore[index]
     assert rows < 64 and f"MICRO_BATCH_SIZE={rows}" in said
     _, low = say("--base", "llama-3.2-3b", "--gpu", "A100-40GB", *TOLD, LOW_MEMORY="1")
-    assert "NF4 weights" in low and "activations recomputed" in low and "DENSE" not in low
+    assert "NF4 weights" in low and "activations recomputed" in low and "dequantised" not in low
 
 
 def test_split_files_say_how_many_rows_there_are_and_how_long(place: Workplace, say: Say) -> None:
@@ -399,3 +400,32 @@ def test_shapes_have_the_size_that_their_names_say() -> None:
         "llama-3.2-1b": "1.24", "llama-3.2-3b": "3.21", "smollm2-135m": "0.134",
     }  # fmt: skip
     assert GIB == 1024**3 and isinstance(billions["llama-3.2-1b"], Shape)
+
+
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+def test_what_the_fullest_gpu_holds_of_layers_on_all_of_them_is_as_planned(tmp_path: Path, gpus: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LARGE))
+    model = skeleton(tmp_path, torch.bfloat16)
+    held: Counter[torch.device] = Counter()
+    for name, device in laid_out(model, gpus).items():
+        held[device] += round(_bytes(model.get_submodule(name), model))
+    batch = Prediction("cuda", 16, rows=1, tokens=1, logits=1, new_tokens=0, packed=False, dense=False, gpus=gpus)
+    planned = prediction_terms(shape_of_file(tmp_path), batch)["weights, embeddings among them"]
+    assert planned == pytest.approx(max(held.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("rows", ["1", "2"])
+@pytest.mark.parametrize("tokens", ["1", "50"])
+def test_the_smallest_data_have_a_plan(say: Say, rows: str, tokens: str) -> None:
+    code, said = say("--base", "smollm2-135m", "--gpu", "H100", "--rows", rows, "--tokens", tokens)
+    assert code == 0 and "-" not in said.split("infer: ")[1].split(" s")[0]
+
+
+def test_what_a_sharded_base_cannot_have_is_refused_by_the_plan_too(place: Workplace, say: Say) -> None:
+    options = ("--base", "smollm2-135m", "--gpu", "H100", "--gpus", "2", *TOLD)
+    for name in ("DENSE_BASE", "COMPILE_LAYERS", "RECORD_STEPS"):
+        code, said = say(*options, SHARD_BASE="1", **{name: "1"})
+        assert code == 1 and f"error: {name}=1 in the environment" in said and "the base is sharded" in said
+    place.set("finetune.lora.use_dora", True)
+    code, said = say(*options, SHARD_BASE="1")
+    assert code == 1 and "error: finetune.lora.use_dora: starts from the norms" in said

@@ -245,6 +245,19 @@ def test_a_process_that_fails_ends_the_first_one_at_work(tmp_path: Path) -> None
     assert said.strip() == "error: row 7 is at fault"
 
 
+def test_what_all_processes_fail_of_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "import os, time\n"
+        "from stages.common.errors import UserError, run_stage\n"
+        "def main():\n"
+        "    time.sleep(1 if os.environ['RANK'] == '0' else 0)\n"
+        "    raise UserError('row 7 is at fault')\n"
+        "run_stage(main)\n"
+    )
+    said = finish(start_two(Workplace(tmp_path), "failing"), code=1)
+    assert said.strip() == "error: row 7 is at fault"
+
+
 def test_a_process_that_was_killed_is_named_though_the_first_one_had_to_be_ended(tmp_path: Path) -> None:
     (tmp_path / "killed.py").write_text(
         "import os, signal, time\n"

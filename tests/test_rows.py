@@ -150,6 +150,15 @@ def test_the_longest_row_and_the_answer_tokens_are_counted(paths: dict[str, Path
     assert answer_tokens(read_rows(paths, "none", 0, tmp_path / "other")["train"]) == 2 + 2 + 2
 
 
+@pytest.mark.parametrize("name", ["train.arrow", "train.json"])
+def test_damaged_mapped_rows_are_refused_with_what_to_remove(paths: dict[str, Path], tmp_path: Path, name: str) -> None:
+    write_classified(paths, LABELS, LABELS)
+    write_tokens(paths, tmp_path)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"train\.arrow: .* are damaged .* Remove the folder {tmp_path} and run again"):
+        read_rows(paths, "none", 1, tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize("class_balance", ["none", "weighted_loss", "oversample"])
 def test_a_later_start_counts_and_finds_the_same_without_the_split_files(
     paths: dict[str, Path], tmp_path: Path, class_balance: Any, monkeypatch: pytest.MonkeyPatch

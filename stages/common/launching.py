@@ -160,7 +160,8 @@ def _report(started: list[_Started], ended: list[int], handed_on: list[int]) -> 
     rank = min(failed, key=lambda rank: codes[rank] == LOST_ANOTHER)
     code, errors = codes[rank], started[rank].errors
     if code > 0 and code != LOST_ANOTHER:
-        if errors is not None:
+        # Where rank 0 ended so as well, it has said the same.
+        if errors is not None and code != (codes[0] if 0 in ended else None):
             print(_last_words(errors), file=sys.stderr)
         raise SystemExit(code)
     if -code in handed_on:

@@ -92,7 +92,11 @@ def load_base(dtype: torch.dtype | None = None, *, trains: bool = False) -> PreT
         # FSDP takes floating-point numbers only, whatever their bits stand for; in bfloat16, adapters would be too.
         bnb_4bit_quant_storage=torch.float32 if is_shared else torch.uint8,
     )
-    device_map = own_part(skeleton(folder, dtype), device) if is_shared else _device_map(folder, dtype, device)
+    device_map: dict[str, torch.device] = {"": device}
+    if is_shared:
+        device_map = own_part(skeleton(folder, dtype), device)
+    elif not trains and process_count() == 1 and is_spread(folder, dtype, gpus := max(1, torch.cuda.device_count())):
+        device_map = laid_out(skeleton(folder, dtype), gpus)
     try:
         with parts_absent() if is_shared else nullcontext():
             # A relative path: it is written into the adapter's configuration.
@@ -125,12 +129,6 @@ def load_base(dtype: torch.dtype | None = None, *, trains: bool = False) -> PreT
             # bfloat16: a base that is another one before and after it, so that a resumed training ends elsewhere.
             module.support_avx512bf16_for_cpu = False
     return model.eval()
-
-
-def _device_map(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, torch.device]:
-    gpus = torch.cuda.device_count()
-    spread = gpus > 1 and is_spread(folder, dtype, gpus)
-    return laid_out(skeleton(folder, dtype), gpus) if spread else {"": device}
 
 
 def load_model(adapter: Path | None, dtype: torch.dtype | None = None) -> PreTrainedModel | PeftModel:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,15 +244,17 @@ def _remove_old_runs(root: Path, key: str) -> None:
     for run in {*others} - {*interrupted[-RUNS_KEPT:]}:
         lock = FileLock(root / f"{run.name}.lock")
         try:
-            with lock.acquire(timeout=0):
+            with lock.acquire(timeout=0), suppress(FileNotFoundError):  # another process may have removed it
                 shutil.rmtree(run)
         except Timeout:
             continue  # in use
 
 
 def _dataset(run: Path) -> str:
-    path = run / DATASET
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    try:
+        return (run / DATASET).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:  # or removed in this moment, as one of the old runs
+        return ""
 
 
 def _remove_unused_datasets(folder: Path) -> None:

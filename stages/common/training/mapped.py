@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from stages.common.errors import UserError
 from stages.common.tables import ROWS_PER_GROUP, atomic_path, read_json, write_json
 
 
@@ -72,10 +73,21 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch])
 
 
 def read_rows_of(path: Path) -> CountedRows:
-    """What `write_rows` has written, mapped."""
-    rows = CountedRows.from_file(str(path))
+    """What `write_rows` has written, mapped.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        rows = CountedRows.from_file(str(path))
+        totals_of_rows = read_totals(path)
+    except (pa.ArrowInvalid, OSError, TypeError, UserError) as error:
+        raise UserError(
+            f"{path}: these rows, which an earlier run converted, are damaged ({error}). Remove the folder "
+            f"{path.parent} and run again: they are converted anew from data/splits."
+        ) from None
     assert isinstance(rows, CountedRows)
-    rows.totals = read_totals(path)
+    rows.totals = totals_of_rows
     return rows
 
 
@@ -91,7 +103,10 @@ def write_mapped(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
 
 def write_totals(path: Path, found: Totals) -> None:
     """Write the totals of the rows in `path` beside it."""
-    write_json(path.with_suffix(".json"), found._asdict())
+    file = path.with_suffix(".json")
+    write_json(file, found._asdict())
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def read_totals(path: Path) -> Totals:

@@ -21,8 +21,7 @@ from stages.common.base import TOKENIZER_FOLDER
 from stages.common.errors import UserError
 from stages.common.model import compute_dtype, load_base, machine_device
 from stages.common.processes import leads, process_count, process_index
-from stages.common.schema.finetune import Finetune
-from stages.common.sharding import is_sharded
+from stages.common.schema.finetune import Finetune, Lora
 from stages.common.switches import low_memory
 from stages.common.training.answer_loss import AnswerLossTrainer
 from stages.common.training.callbacks import DVCLiveLog, Watch, trackers
@@ -172,6 +171,19 @@ def _load_tokenizer() -> PreTrainedTokenizerBase:
         raise UserError(f"{TOKENIZER_FOLDER}: is not complete ({problem}). Run `dvc repro base_model`.") from error
 
 
+def refuse_dora(lora: Lora) -> None:
+    """Refuse DoRA beside a base that is sharded.
+
+    Raises:
+        UserError: it is asked for.
+    """
+    if lora.use_dora:
+        raise UserError(
+            "finetune.lora.use_dora: starts from the norms of whole weights, and no GPU has them, since one could not "
+            "hold this base. Set it to false, or take a smaller base model."
+        )
+
+
 def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[str, Dataset]) -> AnswerLossTrainer:
     """A trainer with a freshly loaded base and a freshly initialised adapter."""
     # TRL 1.16 still uses the old name of an option that transformers renamed.
@@ -183,11 +195,6 @@ def make_trainer(params: Finetune, micro: MicroBatch, folder: Path, rows: dict[s
     if params.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(params.early_stopping_patience))
     base = load_base(trains=True)
-    if is_sharded(base) and params.lora.use_dora:
-        raise UserError(
-            "finetune.lora.use_dora: starts from the norms of whole weights, and no GPU has them, since one could not "
-            "hold this base. Set it to false, or take a smaller base model."
-        )
     flop = 2 * forward_flop(base, trained_tokens(params, rows["train"])) / process_count()
     paths = choose_paths(
         base, flop, trains=True, dropout=params.lora.dropout, memory_is_short=micro.recompute_activations
