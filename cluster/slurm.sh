@@ -40,6 +40,7 @@ if [ "$SLURM_NNODES" -gt 1 ]; then
   # The stage starts a process for each GPU of its own machine alone. So all machines train first, and the stage then
   # finds that its run has ended. When a process is lost, all start again from the last checkpoint, three times at most.
   run INT dvc repro code base_model split
+  run INT python -m preflight.check
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # otherwise a new start may read what the last one left there
   run TERM srun torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE" --max-restarts=3 \
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$(hostname):29400" --module stages.finetune

@@ -30,7 +30,9 @@ def plan_durations(
 ) -> list[Duration]:
     """How long the expensive stages take; a stage that generates answers is left out, as no measurement tells."""
     run = plan.run
-    trained = predict_rate("training", shape, machine, run.tokens, recomputed=run.recomputed, compiled=run.compiled)
+    trained = predict_rate(
+        "training", shape, machine, run.tokens, recomputed=run.recomputed, dense=run.dense, compiled=run.compiled
+    )
     steps = steps_of_run(params.finetune, lengths.rows_a_pass)
     evaluations = math.ceil(steps / params.finetune.evaluate_every_steps)
     # Evaluation is a forward pass, half of a step's arithmetic.
@@ -39,7 +41,9 @@ def plan_durations(
     durations = [Duration("finetune", tokens / trained.tokens_per_second / speedup, trained.origin)]
     if params.infer.method == "label_scores":
         at_once = TOKENS_PER_BATCH[machine.device]
-        scored = predict_rate("scoring", shape, machine, at_once, recomputed=False, compiled=run.compiled)
+        scored = predict_rate(
+            "scoring", shape, machine, at_once, recomputed=False, dense=run.dense, compiled=run.compiled
+        )
         # A base that lies on several GPUs is worked on by one of them at a time.
         seconds = lengths.predicted * lengths.prompt / scored.tokens_per_second
         seconds /= speedup if run.shards == 1 else 1
@@ -54,7 +58,7 @@ def print_durations(durations: list[Duration], gpus: int, price: float | None) -
     if len(durations) == 1:
         print("infer, infer_base: not predicted, as they generate answers, whose speed is in no measurement")
     if gpus > 1:
-        print(f"  with {gpus} GPUs at {SCALING_EFFICIENCY:.0%} efficiency")
+        print(f"  with {gpus} GPUs at {SCALING_EFFICIENCY:.0%} efficiency, where they work at the same time")
     total = sum(duration.seconds for duration in durations)
     cost = "" if price is None else f", {total / 3600 * gpus * price:,.2f} at {price:,.2f} an hour for each"
     print(f"together: {_time(total)}{cost}. Imports, loading and, in long runs, compiling add minutes to each stage")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def main() -> None:
         f"plan: {shape.linear_parameters:,} weights in {shape.layers} layers; {lengths.rows_a_pass:,} rows of "
         f"{lengths.mean:,.0f} tokens, {lengths.longest:,} at most; {options.gpus} x {name}"
     )
-    print_memory(shape, plan)
+    print_memory(shape, plan, options.gpus)
     print_prediction(shape, planned_prediction(params, shape, lengths, machine, free, options.gpus), free)
     if plan.micro is None:
         raise UserError(misfit(params, shape, lengths, plan, name, options.gpus))
@@ -69,8 +70,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     for given in ("gpus", "rows", "tokens", "price_per_hour"):
         value = getattr(options, given)
-        if value is not None and value <= 0:
-            parser.error(f"--{given.replace('_', '-')} must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{given.replace('_', '-')} must be a number above 0")
     return options
 
 
@@ -83,7 +84,7 @@ def read_base_shape(base: str | None) -> Shape:
     if base is None:
         if not BASE_CONFIG.is_file():
             raise UserError(
-                f"{BASE_CONFIG}: not found. Fetch the base with `python -m stages.base_model fetch`, or name another "
+                f"{BASE_CONFIG}: not found. `dvc repro base_model` fetches the base of params.yaml, or name another "
                 "with --base."
             )
         return shape_of_file(BASE_CONFIG)
@@ -112,12 +113,13 @@ def chosen_machine(name: str | None) -> tuple[str, Machine, float]:
     return name, machine, float(available_memory()) if machine.bytes is None else machine.bytes
 
 
-def print_memory(shape: Shape, plan: Plan) -> None:
+def print_memory(shape: Shape, plan: Plan, gpus: int) -> None:
     """Print the terms of the prediction and whether it fits."""
     run, wanted = plan.run, plan.wanted_micro
     micro = plan.micro or MicroBatch(1, 1, recompute_activations=True)
     cut = f"{micro.rows} rows ({run.tokens:,} tokens) at a time{', activations recomputed' if run.recomputed else ''}"
-    where = f" on each of {run.shards} GPUs, which the base is sharded over" if run.shards > 1 else ""
+    where = f" on each of {gpus} GPUs" if gpus > 1 else ""
+    where += ", which the base is sharded over" if run.shards > 1 else ""
     print(f"memory of finetune{where}, {cut}: {gib(plan.process)} of {gib(plan.free)}")
     for what, size in training_terms(shape, run).items():
         print(f"  {what}: {gib(size)}")

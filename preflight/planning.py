@@ -47,7 +47,15 @@ class Plan(NamedTuple):
     free: float
 
 
-def make_plan(params: Params, shape: Shape, lengths: Lengths, machine: Machine, free: float, gpus: int) -> Plan:
+def make_plan(
+    params: Params,
+    shape: Shape,
+    lengths: Lengths,
+    machine: Machine,
+    free: float,
+    gpus: int,
+    shards: int | None = None,
+) -> Plan:
     """The first way to cut a step that fits, as the stage would find it by running out of memory.
 
     Args:
@@ -57,8 +65,10 @@ def make_plan(params: Params, shape: Shape, lengths: Lengths, machine: Machine, 
         machine: the device.
         free: bytes of its memory.
         gpus: how many share a step.
+        shards: that the base is cut into; None: as many as the stage would cut it into.
     """
-    shards = gpus if spreads_base(shape, machine, gpus) else 1
+    if shards is None:
+        shards = gpus if spreads_base(shape, machine, gpus) else 1
     ways = micro_batches(
         params.finetune.global_batch_size, lengths.longest, machine.device, gpus, memory_is_short=shards > 1
     )
@@ -180,6 +190,10 @@ def misfit(params: Params, shape: Shape, lengths: Lengths, plan: Plan, name: str
     ways = []
     if larger:
         ways.append(f"a larger GPU ({', '.join(sorted(larger, key=lambda other: MACHINES[other].bytes or 0))})")
+    if gpus > 1 and run.shards == 1 and switch(SHARD_BASE) is None and not params.finetune.lora.use_dora:
+        sharded = make_plan(params, shape, lengths, MACHINES[name], plan.free, gpus, shards=gpus)
+        if sharded.micro:
+            ways.append("the base sharded over these GPUs (SHARD_BASE=1 in the environment)")
     if more := fewest_gpus(params, shape, lengths, plan.free, name, gpus):
         ways.append(f"more GPUs (--gpus {more}: the base is then sharded over them)")
     room = longest_that_fits(params, shape, lengths, plan)

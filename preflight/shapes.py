@@ -60,9 +60,11 @@ def read_shape(config: dict[str, Any], source: str) -> Shape:
     Raises:
         UserError: it describes no decoder of the known kind.
     """
-    values = config.get("text_config") or config
     try:
-        return Shape(
+        values = config.get("text_config") or config
+        if any(values.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+            raise UserError(f"{source}: a mixture of experts, whose memory is not predicted. Plan by a base without.")
+        shape = Shape(
             model_type=str(values.get("model_type", "llama")),
             layers=int(values["num_hidden_layers"]),
             hidden=int(values["hidden_size"]),
@@ -73,12 +75,15 @@ def read_shape(config: dict[str, Any], source: str) -> Shape:
             vocabulary=int(values["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings", values.get("tie_word_embeddings", False))),
         )
+        if min(shape.layers, shape.hidden, shape.intermediate, shape.heads, shape.key_heads, shape.vocabulary) < 1:
+            raise ValueError("a number that is 0")
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise UserError(
             f"{source}: does not describe a decoder ({error!r}). Wanted are numbers under num_hidden_layers, "
             "hidden_size, intermediate_size, num_attention_heads and vocab_size, as config.json of a base model has "
             "them."
         ) from None
+    return shape
 
 
 def shape_of_file(path: Path) -> Shape:

@@ -102,6 +102,7 @@ def predict_rate(
     tokens: int,
     *,
     recomputed: bool,
+    dense: bool,
     compiled: bool,
 ) -> Rate:
     """Tokens a second, by the measurement that is most like what is planned.
@@ -115,6 +116,7 @@ def predict_rate(
         machine: the device.
         tokens: worked on at a time.
         recomputed: whether activations are, as where memory is short.
+        dense: whether the base is dequantised in memory; of no effect on a CPU.
         compiled: whether layers are.
     """
     alike = [
@@ -126,8 +128,9 @@ def predict_rate(
         alike,
         key=lambda row: (
             row["recomputed"] != recomputed,
+            machine.device == "cuda" and row["dense"] != dense,
             row["compiled"] != compiled,
-            not (row["packed"] and (row["dense"] or recomputed or machine.device == "cpu")),
+            not row["packed"],
             abs(math.log(measured_shape(row).linear_parameters / shape.linear_parameters)),
             abs(math.log(row["rows"] * row["mean_tokens"] / tokens)),
         ),
@@ -137,6 +140,7 @@ def predict_rate(
     origin = f"{best['tokens_per_second']:,} tokens/s measured with {best['base']} on {best['device']}"
     if abs(weights - 1) > 0.01 or speed != 1:
         origin += f", times {weights * speed:.2g} by arithmetic"
+        origin += ": an order of magnitude" if abs(math.log10(weights * speed)) > 1 else ""
     return Rate(best["tokens_per_second"] * weights * speed, origin)
 
 

@@ -206,10 +206,10 @@ def test_parameters_are_counted_as_the_models_have_them() -> None:
 def test_a_measured_configuration_is_as_fast_as_measured_and_twice_the_weights_half_as_fast() -> None:
     row = next(row for row in MEASURED if row["base"] == "llama-3.2-1b" and row["recorded"] and row["rows"] == 32)
     shape, tokens = measured_shape(row), round(row["rows"] * row["mean_tokens"])
-    rate = predict_rate("training", shape, MACHINES["H200"], tokens, recomputed=False, compiled=False)
+    rate = predict_rate("training", shape, MACHINES["H200"], tokens, recomputed=False, dense=True, compiled=False)
     assert rate.tokens_per_second == row["tokens_per_second"]
     doubled = shape._replace(layers=2 * shape.layers)
-    slower = predict_rate("training", doubled, MACHINES["H200"], tokens, recomputed=False, compiled=False)
+    slower = predict_rate("training", doubled, MACHINES["H200"], tokens, recomputed=False, dense=True, compiled=False)
     assert slower.tokens_per_second == pytest.approx(rate.tokens_per_second / 2, rel=0.35)
     assert "by arithmetic" in slower.origin and "by arithmetic" not in rate.origin
 
@@ -390,7 +390,7 @@ def test_what_cannot_be_planned_is_refused_in_one_message(
 
 def test_a_price_below_zero_is_no_price(say: Say) -> None:
     code, said = say("--base", "tiny", *TOLD, "--price-per-hour", "-1")
-    assert code == 2 and "--price-per-hour must be above 0" in said
+    assert code == 2 and "--price-per-hour must be a number above 0" in said
 
 
 def test_shapes_have_the_size_that_their_names_say() -> None:
@@ -429,3 +429,24 @@ def test_what_a_sharded_base_cannot_have_is_refused_by_the_plan_too(place: Workp
     place.set("finetune.lora.use_dora", True)
     code, said = say(*options, SHARD_BASE="1")
     assert code == 1 and "error: finetune.lora.use_dora: starts from the norms" in said
+
+
+def test_a_base_that_fits_sharded_over_the_gpus_that_there_are_is_said_to(place: Workplace, say: Say) -> None:
+    place.write("large/config.json", json.dumps(LARGE))
+    place.set("format_prompts.max_length_tokens", 20_000)
+    options = ("--base", "large", "--gpu", "H100", "--gpus", "2", "--rows", "1000", "--tokens", "20000")
+    code, said = say(*options)
+    assert code == 1 and "the base sharded over these GPUs (SHARD_BASE=1 in the environment)" in said
+    assert say(*options, SHARD_BASE="1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"num_local_experts": 8}, "mixture of experts"), ({"num_hidden_layers": 0}, "does not describe a decoder")],
+)
+def test_a_base_that_cannot_be_planned_is_refused(
+    place: Workplace, say: Say, change: dict[str, int], expected: str
+) -> None:
+    place.write("large/config.json", json.dumps(LARGE | change))
+    code, said = say("--base", "large", "--gpu", "H200", *TOLD)
+    assert code == 1 and expected in said and "Traceback" not in said

@@ -95,7 +95,7 @@ def _variable_named(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        wrong_place = error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+        wrong_place = error.errno in (errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
         if not wrong_place or "CHECKPOINT_DIR" not in os.environ:
             raise
         raise UserError(
