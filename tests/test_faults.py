@@ -403,7 +403,7 @@ def test_read_only_and_full_disks_are_named_and_training_goes_on_from_the_last_c
     )  # fmt: skip
     assert "codes [1, 1, 1, 0]" in result.stdout, result.stdout + result.stderr
     read_only, full, copied = result.stderr.split("mark\n")
-    assert "the file system is read-only: work in a folder that you can write to" in read_only
+    assert re.search(r"error: CHECKPOINT_DIR=\S+ in the environment: .* Read-only file system", read_only)
     assert "the disk is full: free some space, then run the same command again" in full
     assert "the disk is full: free some space, then run the same command again" in copied
     assert "Traceback" not in result.stderr
