@@ -155,7 +155,7 @@ def test_two_gpus_train_on_a_base_that_none_of_them_could_hold_and_predict_with_
         for gpus in ("two", "one"):
             folder = tmp_path / f"{method} {gpus}"
             copied(place, folder).set("infer.method", method)
-            Workplace(folder).set("infer.max_new_tokens", 4 if method == "generate" else None)
+            Workplace(folder).set("infer.max_new_tokens", 8 if method == "generate" else None)
             running[folder] = (
                 start_on_small_gpus(Workplace(folder), memory, "infer", SHARD_BASE="1")
                 if gpus == "two"

@@ -178,6 +178,7 @@ class AnswerLossTrainer(SFTTrainer):
             num_processes=1,  # they are shared out already
             process_index=0,
             put_on_device=True,
+            non_blocking=self.args.dataloader_pin_memory,
             use_seedable_sampler=True,
             data_seed=self.args.data_seed,
         )

@@ -153,6 +153,8 @@ def trainer_config(params: Finetune, micro: MicroBatch, folder: Path, device: to
         bf16=compute_dtype(device) == torch.bfloat16,
         fp16=False,
         dataloader_pin_memory=device.type == "cuda",
+        # Otherwise the host would wait with each batch until the GPU has done the step before.
+        accelerator_config={"non_blocking": device.type == "cuda"},
         dataloader_num_workers=DATA_WORKERS[device.type],
         dataloader_persistent_workers=DATA_WORKERS[device.type] > 0,
         report_to=trackers(),
