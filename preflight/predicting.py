@@ -127,8 +127,8 @@ def _forward_bytes_per_token(shape: Shape, batch: Prediction) -> float:
     if not batch.packed or batch.device == "cpu":
         # Keys and values repeated for each head that shares them.
         attention += size * 2 * queries
-    # The residual stream and its norm.
-    return 2 * size * shape.hidden + max(mlp, attention)
+    # The tokens' embeddings, the layer's input, the sum of it and of attention's output, and that sum's norm.
+    return 4 * size * shape.hidden + max(mlp, attention)
 
 
 def _dequantised_bytes(shape: Shape, batch: Prediction) -> float:

@@ -26,11 +26,12 @@ from stages.common.acceleration.attention import Rows
 from stages.common.acceleration.choice import FastPaths
 from stages.common.acceleration.preparing import prepare_layers
 from stages.common.scoring.batches import TOKENS_PER_BATCH
-from stages.common.scoring.packed_scores import _tokens_of_logits, deal
+from stages.common.scoring.packed_scores import _tokens_of_logits, deal, score_packed
 from stages.common.sharding import _bytes, base_bytes, laid_out, skeleton
 from stages.common.switches import AUTOMATIC
 from stages.common.training.collating import MULTIPLE_OF_ANSWERS, MULTIPLE_OF_TOKENS, round_up
 from tests.launched import finish, start_two
+from tests.live_bytes import LiveBytes
 from tests.split_files import prompt_format, write_split
 from tests.workplace import ENVIRONMENT, ROOT, Workplace, make_workplace
 
@@ -186,6 +187,24 @@ def test_predicted_activations_are_what_the_graph_holds_of_a_real_model(tokens: 
     assert output.logits.requires_grad
     run = Run("cpu", rank, "adamw_torch", tokens, 1, False, False, True, False, False, False, False)
     assert activation_bytes(read_shape(config.to_dict(), ""), run) == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("inner", [768, 2_048])
+def test_predicted_activations_of_scoring_are_what_lives_in_a_real_model(inner: int) -> None:
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=inner, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+        head_dim=32, vocab_size=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    prepare_layers(model, FastPaths(None, None, "", ""))
+    rows, prompt = 8, 387
+    prompts = [[first, *range(prompt - 1)] for first in range(rows)]
+    nodes = 2  # [5] and [6], behind which the labels end
+    with torch.no_grad(), LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        score_packed(model, prompts, [[5, 2], [6, 2]], 100_000, lambda _rows: None)
+    batch = Prediction("cpu", 16, rows, rows * (prompt + nodes), 1 + nodes, 0, packed=True, dense=True)
+    terms = prediction_terms(read_shape(config.to_dict(), ""), batch)
+    assert terms["activations or logits"] == pytest.approx(live.most, rel=0.08)
 
 
 def test_parameters_are_counted_as_the_models_have_them() -> None:
