@@ -15,6 +15,7 @@ from preflight.findings import Check, Finding, run_checks
 from preflight.splits import other_parameters, read_footer, read_parts, read_shortened
 from stages.common.errors import UserError, run_stage
 from stages.common.params import Params, load_params
+from stages.common.switches import check_switches
 
 # More checks than these are counted, not named.
 MOST_NAMED = 5
@@ -98,6 +99,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments not in ([], ["params"]):
         raise UserError(f"preflight.check: unknown arguments {' '.join(arguments)!r}. Allowed: none, or `params`.")
+    check_switches()
     params = load_params()
     values, waits_for = values_of_params(params), "the finetune stage, which has the data"
     if not arguments:

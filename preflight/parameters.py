@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from itertools import combinations, permutations
 
 from preflight.findings import Finding, error, warning
+from stages.common.prompting.templates import ALLOWED, TemplateUserError, prompt_template
 from stages.common.schema.base_model import BaseModelSource, HubModel
 from stages.common.schema.finetune import Finetune
 from stages.common.schema.ingest import HubSource, Ingest
 from stages.common.schema.measuring import Infer
+from stages.common.schema.prompts import FormatPrompts
 from stages.common.schema.task import ClassificationTask, Task
 
 # QLoRA, arXiv:2305.14314: 2e-4 up to 13 B parameters, 1e-4 above. Smaller bases take more (docs/log.md:
@@ -100,7 +102,20 @@ def generated_labels_can_match_nothing(task: Task, infer: Infer) -> Iterator[Fin
         )
 
 
+def template_cannot_be_used(format_prompts: FormatPrompts, task: Task, ingest: Ingest) -> Iterator[Finding]:
+    """A template that the stage `format_prompts` would refuse, when the base has been fetched."""
+    if format_prompts.template is None:
+        return
+    labels = isinstance(task, ClassificationTask)
+    descriptions = isinstance(task, ClassificationTask) and task.label_descriptions is not None
+    try:
+        prompt_template(format_prompts.template, str, labels, descriptions, ingest.exemplars_per_label > 0)
+    except TemplateUserError as wrong:
+        yield error("format_prompts.template", wrong.problem, ALLOWED, "Change the template")
+
+
 CHECKS = (
+    template_cannot_be_used,
     revision_can_move,
     learning_rate_is_unusual,
     warmup_is_ignored,

@@ -33,7 +33,7 @@ class Machine(NamedTuple):
     flops: float | None
 
 
-# Memory as the driver reports it. Measured here: H200. The others' speed is the H200's, scaled by these numbers.
+# Memory as the driver reports it. Speed was measured on an H200; the others' is the H200's, scaled by these numbers.
 MACHINES = {
     "H200": Machine("cuda", 139.8 * GIB, 989e12),
     "H100": Machine("cuda", 79.1 * GIB, 989e12),

@@ -130,4 +130,4 @@ def _check_rows(path: Path, split_path: Path, found: list[Any], expected: list[A
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, takes_arguments=False)

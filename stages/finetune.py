@@ -224,4 +224,4 @@ def run(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, takes_arguments=False)

@@ -207,4 +207,4 @@ def _details(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, takes_arguments=False)

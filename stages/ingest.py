@@ -241,4 +241,4 @@ def summary(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, takes_arguments=False)

@@ -263,4 +263,4 @@ def _ids(prompts: Path, positions: npt.ArrayLike) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, takes_arguments=False)

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.tiny import CONTROL_TOKENS
-from tests.workplace import REVIEWS, Workplace, make_workplace, reviews
+from tests.workplace import REVIEWS, ROOT, Workplace, make_workplace, reviews
 
 BASE, INGEST, FORMAT, SPLIT = "stages.base_model", "stages.ingest", "stages.format_prompts", "stages.split"
 FINETUNE, INFER, BASELINE, EVALUATE = "stages.finetune", "stages.infer", "stages.baseline", "stages.evaluate"
@@ -694,6 +694,27 @@ REFUSED = [
     ),
     Case("minutes no number", nothing, [FINETUNE], ["must be a number"], {"CHECKPOINT_EVERY_MINUTES": "often"}),
     Case(
+        "minutes below zero, before training",
+        nothing,
+        ["preflight.check params"],
+        ["CHECKPOINT_EVERY_MINUTES=-1 in the environment must be a number, 0 or more"],
+        {"CHECKPOINT_EVERY_MINUTES": "-1"},
+    ),
+    Case(
+        "a switch that is none, before training",
+        nothing,
+        ["preflight.check params"],
+        ["PACK_ROWS=yes in the environment: 0 turns it off, 1 on"],
+        {"PACK_ROWS": "yes"},
+    ),
+    Case(
+        "one of several processes without the others",
+        nothing,
+        [FINETUNE],
+        ["RANK=0 in the environment", "WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set. Unset RANK"],
+        {"RANK": "0"},
+    ),
+    Case(
         "checkpoints at a file",
         nothing,
         [FINETUNE],
@@ -952,3 +973,14 @@ def test_refused_rows_within_the_allowed_share_are_left_out_and_counted(place: W
     report = report_of(place, "ingest")
     assert (report["rows_read"], report["rows_kept"], report["rows_refused"]) == (121, 120, 1)
     assert report["refused"] == [{"file": REVIEWS.as_posix(), "row": 122, "reason": "the text is empty"}]
+
+
+def test_a_stage_that_reads_no_arguments_refuses_them() -> None:
+    for path in (ROOT / "stages").glob("[a-z]*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert ("sys.argv" in source) != ("run_stage(main, takes_arguments=False)" in source), path
+    said = subprocess.run(
+        [sys.executable, "-m", "stages.code", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: stages.code: unknown arguments '--help'. It takes none: its settings are in")

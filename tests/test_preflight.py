@@ -128,6 +128,25 @@ CASES: list[tuple[Callable[..., Any], str, dict[str, Any], dict[str, Any], str]]
         "every one of 1,000 rows is seen 21 times",
     ),
     (
+        parameters.template_cannot_be_used,
+        "error",
+        blocks(**{"format_prompts.template": "{{ text }}{% if %}"}),
+        blocks(**{"format_prompts.template": "{{ text }}"}),
+        "format_prompts.template: Expected an expression, got 'end of statement block' (line 1). Wanted: Jinja with",
+    ),
+    (
+        parameters.template_cannot_be_used,
+        "error",
+        blocks(**{"format_prompts.template": "{% for one in exemplars %}{{ one.text }}{% endfor %}{{ text }}"}),
+        blocks(
+            **{
+                "format_prompts.template": "{% for one in exemplars %}{{ one.text }}{% endfor %}{{ text }}",
+                "ingest.exemplars_per_label": 1,
+            }
+        ),
+        "it uses exemplars, but there are none: set ingest.exemplars_per_label to 1 or more",
+    ),
+    (
         parameters.revision_can_move,
         "error",
         blocks(base_model={**HUB, "revision": "main"}),

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 # What the operating system says when the machine, not the program, is at fault, and what helps.
 _REMEDIES = {
@@ -49,14 +50,20 @@ class Stopped(BaseException):
         self.number = number
 
 
-def run_stage(main: Callable[[], None]) -> None:
+def run_stage(main: Callable[[], None], *, takes_arguments: bool = True) -> None:
     """Run a stage's `main` and end the process: 0 when it returned, 1 with one message where a user can help.
 
     Bugs keep their traceback: it is what their report needs. A stage that DVC runs ends when `dvc` does: it would write
     its outputs while a second `dvc repro` makes them again.
+
+    Args:
+        main: the stage.
+        takes_arguments: whether `main` reads the command line; otherwise arguments are refused.
     """
     logging.setLogRecordFactory(_Record)
     try:
+        if not takes_arguments:
+            _refuse_arguments()
         if "DVC_STAGE" in os.environ:
             from stages.common.orphans import end_with_dvc
 
@@ -96,6 +103,14 @@ def run_stage(main: Callable[[], None]) -> None:
             remedy = "end other programs on it, or use more GPUs or a smaller base model"
             _fail(f"the GPU is out of memory: {remedy} ({error})")
         raise
+
+
+def _refuse_arguments() -> None:
+    if sys.argv[1:]:
+        raise UserError(
+            f"stages.{Path(sys.argv[0]).stem}: unknown arguments {' '.join(sys.argv[1:])!r}. It takes none: its "
+            "settings are in params.yaml, and docs/pipeline.md says what it reads and writes."
+        )
 
 
 def _fail_of_system(error: OSError) -> None:

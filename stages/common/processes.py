@@ -29,12 +29,13 @@ def joined_processes() -> Iterator[None]:
     """Make this process one of those that a launcher has started, until the block ends; without a launcher, nothing.
 
     Raises:
-        UserError: there are fewer GPUs than processes.
+        UserError: there are fewer GPUs than processes, or some of a launcher's numbers are missing.
     """
     _end_with_launcher()
     if RANK not in os.environ:
         yield
         return
+    _check_numbers()
     import torch
     from torch import distributed
 
@@ -56,6 +57,16 @@ def joined_processes() -> Iterator[None]:
         # Ending in good order would wait for the one that is gone.
         os._exit(LOST_ANOTHER)
     distributed.destroy_process_group()
+
+
+def _check_numbers() -> None:
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"{RANK}={os.environ[RANK]} in the environment says that this process is one of several, and has "
+            f"{', '.join(missing)} not set. Unset {RANK}, or start the stage with torchrun or `accelerate launch`, "
+            "which set all of them."
+        )
 
 
 def _end_with_launcher() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from stages.common.errors import UserError
@@ -28,6 +29,35 @@ def switch(name: str) -> bool | None:
         unset = "it is chosen automatically" if name in AUTOMATIC else "it is off"
         raise UserError(f"{name}={value} in the environment: 0 turns it off, 1 on; unset, {unset}")
     return None if not value else value == "1"
+
+
+def check_switches() -> None:
+    """Refuse wrong values before anything is loaded, of what training alone reads too.
+
+    Raises:
+        UserError: one of the variables has a value that it cannot have.
+    """
+    for name in (*AUTOMATIC, "LOW_MEMORY", "DETERMINISTIC"):
+        switch(name)
+    minutes_between_checkpoints()
+
+
+def minutes_between_checkpoints() -> float:
+    """What CHECKPOINT_EVERY_MINUTES asks for; 10 where it is not set.
+
+    Raises:
+        UserError: it is no number from 0 up.
+    """
+    value = os.environ.get("CHECKPOINT_EVERY_MINUTES") or "10"
+    try:
+        minutes = float(value)
+    except ValueError:
+        minutes = math.nan
+    if not minutes >= 0:
+        raise UserError(
+            f"CHECKPOINT_EVERY_MINUTES={value} in the environment must be a number, 0 or more; unset, it is 10 minutes"
+        )
+    return minutes
 
 
 def low_memory() -> bool:

@@ -16,7 +16,7 @@ from stages.common.prompting.budget import SMALLEST_EXCHANGE, prompt_room, short
 from stages.common.prompting.chat_frames import conversation_frame
 from stages.common.prompting.chat_template import chat_frame
 from stages.common.prompting.kinds import GENERATION_KINDS
-from stages.common.prompting.templates import prompt_template, render, template_error
+from stages.common.prompting.templates import TemplateUserError, prompt_template, render
 from stages.common.prompting.tokenizer import PromptTokenizer
 
 
@@ -95,7 +95,7 @@ def build_format(
     )
     [empty] = _encode(prompt_format, tokenizer, [""])
     if tokenizer.nonce in tokenizer.publish(empty.text).casefold():
-        raise template_error("a filter changes the spelling of a control token; take the token out of the filter")
+        raise TemplateUserError("a filter changes the spelling of a control token; take the token out of the filter")
     if len(empty.ids) > max_length_tokens - _rest_tokens(prompt_format):
         raise no_room(prompt_format, len(empty.ids))
     if kind in GENERATION_KINDS and style == "chat":
@@ -182,7 +182,9 @@ def _renderer(prompt_format: PromptFormat, tokenizer: PromptTokenizer) -> Callab
         return _in_chat(str, prompt_format, tokenizer)
     descriptions, exemplars = prompt_format.label_descriptions, prompt_format.exemplars
     labels = prompt_format.kind not in GENERATION_KINDS
-    template = prompt_template(prompt_format.template, tokenizer, labels, descriptions is not None, bool(exemplars))
+    template = prompt_template(
+        prompt_format.template, tokenizer.respell, labels, descriptions is not None, bool(exemplars)
+    )
     constant = {"labels": prompt_format.labels, "descriptions": descriptions, "exemplars": exemplars}
 
     def fill(text: str) -> str:

@@ -13,30 +13,41 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stages.common.errors import UserError
-from stages.common.prompting.tokenizer import PromptTokenizer
 
 VARIABLES = {"text", "labels", "descriptions", "exemplars"}
-_ALLOWED = (
-    "Allowed is Jinja with the variables text, labels, descriptions (by label) and exemplars (each with text and "
+ALLOWED = (
+    "Jinja with the variables text, labels, descriptions (by label) and exemplars (each with text and "
     "label); where answers are texts, with text alone"
 )
 
 
+class TemplateUserError(UserError):
+    """A wrong `format_prompts.template`.
+
+    Attributes:
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"params.yaml: format_prompts.template: {problem}. Allowed is {ALLOWED}; change the template.")
+        self.problem = problem
+
+
 def prompt_template(
-    source: str, tokenizer: PromptTokenizer, labels: bool, descriptions: bool, exemplars: bool
+    source: str, respell: Callable[[str], str], labels: bool, descriptions: bool, exemplars: bool
 ) -> Template:
     """Compile `format_prompts.template`, its control tokens respelled.
 
     Args:
         source: the template.
-        tokenizer: knows which strings are control tokens.
+        respell: gives control tokens in what the template itself writes their private spelling.
         labels: whether the task has labels; without, the template knows `text` alone.
         descriptions: whether the task has label descriptions.
         exemplars: whether exemplars were set aside.
 
     Raises:
-        UserError: it is not Jinja, does not use `text`, uses an unknown variable or one that the task has no value
-            for, or does not use descriptions or exemplars that are there.
+        TemplateUserError: it is not Jinja, does not use `text`, uses an unknown variable or one that the task has no
+            value for, or does not use descriptions or exemplars that are there.
     """
     environment = sandbox(StrictUndefined)
     try:
@@ -44,19 +55,19 @@ def prompt_template(
         used = meta.find_undeclared_variables(tree) - environment.globals.keys()
         # Only text that the template itself writes: names and keywords are not searched for control tokens.
         for data in tree.find_all(nodes.TemplateData):
-            data.data = tokenizer.respell(data.data)
+            data.data = respell(data.data)
         for constant in tree.find_all(nodes.Const):
             if isinstance(constant.value, str):
-                constant.value = tokenizer.respell(constant.value)
+                constant.value = respell(constant.value)
         template = environment.from_string(tree)
     except TemplateError as error:
         line = getattr(error, "lineno", None)
-        raise template_error(f"{error}{f' (line {line})' if line else ''}") from None
+        raise TemplateUserError(f"{error}{f' (line {line})' if line else ''}") from None
     unknown = used - (VARIABLES if labels else {"text"})
     if unknown:
-        raise template_error(f"unknown variable {', '.join(sorted(unknown))}")
+        raise TemplateUserError(f"unknown variable {', '.join(sorted(unknown))}")
     if "text" not in used:
-        raise template_error("it does not use {{ text }}, so that all prompts would be the same")
+        raise TemplateUserError("it does not use {{ text }}, so that all prompts would be the same")
     _check_use("exemplars", "exemplars" in used, exemplars, "set ingest.exemplars_per_label to 1 or more", "to 0")
     _check_use("descriptions", "descriptions" in used, descriptions, "give task.label_descriptions", "null for them")
     return template
@@ -64,26 +75,21 @@ def prompt_template(
 
 def _check_use(name: str, used: bool, present: bool, give: str, leave: str) -> None:
     if used and not present:
-        raise template_error(f"it uses {name}, but there are none: {give}, or take {name} out of the template")
+        raise TemplateUserError(f"it uses {name}, but there are none: {give}, or take {name} out of the template")
     if present and not used:
-        raise template_error(f"it does not use the {name} that there are: use them, or {give.split()[0]} {leave}")
+        raise TemplateUserError(f"it does not use the {name} that there are: use them, or {give.split()[0]} {leave}")
 
 
 def render(template: Template, values: dict[str, Any]) -> str:
     """Fill in a compiled prompt template.
 
     Raises:
-        UserError: the template fails, or tries what the sandbox forbids.
+        TemplateUserError: the template fails, or tries what the sandbox forbids.
     """
     try:
         return template.render(values)
     except Exception as error:  # whatever a template does wrong while it runs is its writer's to mend
-        raise template_error(f"it fails with {type(error).__name__}: {error}") from None
-
-
-def template_error(problem: str) -> UserError:
-    """The error for a wrong `format_prompts.template`."""
-    return UserError(f"params.yaml: format_prompts.template: {problem}. {_ALLOWED}; change the template.")
+        raise TemplateUserError(f"it fails with {type(error).__name__}: {error}") from None
 
 
 def sandbox(undefined: type[Undefined]) -> ImmutableSandboxedEnvironment:

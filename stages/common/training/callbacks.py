@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stages.common.errors import Stopped, UserError
 from stages.common.processes import largest
+from stages.common.switches import minutes_between_checkpoints
 from stages.common.tables import read_json, write_json
 from stages.common.training.checkpoints import remove_old_checkpoints, seal
 from stages.common.training.stopping import signal_that_came, steps_begin
@@ -96,7 +97,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, trainer: AnswerLossTrainer) -> None:
         self._trainer = trainer
-        self._seconds_between = 60 * _minutes_between_checkpoints()
+        self._seconds_between = 60 * minutes_between_checkpoints()
         self._saved_at = time.monotonic()
         self._decision = GO_ON
         self._sums: list[tuple[int, torch.Tensor]] = []
@@ -169,14 +170,6 @@ class Watch(TrainerCallback):
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-
-
-def _minutes_between_checkpoints() -> float:
-    minutes = os.environ.get("CHECKPOINT_EVERY_MINUTES", "10")
-    try:
-        return float(minutes)
-    except ValueError:
-        raise UserError(f"CHECKPOINT_EVERY_MINUTES={minutes} in the environment must be a number, as 10") from None
 
 
 def trackers() -> list[str]:
