@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages.common.tables import atomic_path
 from stages.common.training.checkpoints import HASHES
 from tests.project import DVC, EVERYTHING, Project
 
 MADE = ("models/adapter", "models/decision.json", "data/splits", "data/predictions", "metrics", "dvc.lock")
 # About as long as a stage takes here, and the steps of training; where they end before, the kill meets what follows.
-SECONDS, SECONDS_OF_FINETUNE, SECONDS_OF_STEPS = 4, 14, 2
+SECONDS, SECONDS_OF_FINETUNE, SECONDS_OF_STEPS = 3, 8, 1
 
 
 def outputs(project: Project) -> dict[str, bytes]:
@@ -53,11 +54,13 @@ def fresh(finished_project: Project, tmp_path: Path) -> Iterator[Project]:
         process.kill()
 
 
-def killed_in(project: Project, stages: set[str], generator: random.Random, whole_group: bool, log: Path) -> str:
-    """Run `dvc repro`, and kill it at a random moment after the first of `stages` began.
+def killed_in(
+    project: Project, stages: set[str], generator: random.Random, whole_group: bool, log: Path
+) -> tuple[str, bool]:
+    """Run `dvc repro`, and kill it at a random moment after the first of `stages` began, or when the next one begins.
 
     Returns:
-        The stage after whose beginning it was killed.
+        The stage after whose beginning it was killed, and whether it was; the last stage may have ended before.
     """
     with log.open("wb") as file, subprocess.Popen(
         [DVC, "repro"], cwd=project.folder, env=project.environment, stdout=file, stderr=file, start_new_session=True
@@ -70,12 +73,17 @@ def killed_in(project: Project, stages: set[str], generator: random.Random, whol
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.01)
             seconds = SECONDS_OF_STEPS
-        time.sleep(generator.uniform(0, seconds))
-        if whole_group:
+        until = time.monotonic() + generator.uniform(0, seconds)
+        others = rf"Running stage '({'|'.join(stages - {stage})})'" if len(stages) > 1 else "(?!)"
+        while time.monotonic() < until and not re.search(others, log.read_text()) and process.poll() is None:
+            time.sleep(0.01)
+        ended = process.poll() is not None
+        assert not ended or len(stages) == 1, log.read_text()
+        if whole_group and not ended:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    return stage
+    return stage, not ended
 
 
 def wait_for(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
@@ -103,14 +111,15 @@ def kill_and_finish(fresh: Project, finished: Project, seed: int) -> list[str]:
     for number in range(4):
         mended += fresh.python("-m", "preflight.mend")
         whole_group = bool((number + seed) % 2)
-        stage = killed_in(fresh, left, generator, whole_group, logs[number])
+        stage, killed = killed_in(fresh, left, generator, whole_group, logs[number])
         left.remove(stage)
         # Training that is resumed and killed again may have had no time for a further step.
         resumed = re.search(r"from checkpoint-(\d+)\n", logs[number].read_text())
         assert not saved or resumed is None or int(resumed[1]) >= saved
         saved = last_sealed(fresh)
         how = "resumed from step " + resumed[1] if resumed else "no training resumed"
-        told.append(f"seed {seed}: {'group' if whole_group else 'dvc alone'} killed after {stage} began; {how}")
+        what = f"{'group' if whole_group else 'dvc alone'} {'killed' if killed else 'had ended before the kill'}"
+        told.append(f"seed {seed}: {what} after {stage} began; {how}")
     mended += fresh.python("-m", "preflight.mend")
     logs[4].write_text(fresh.dvc("repro"))
     resumed = re.search(r"from checkpoint-(\d+)\n", logs[4].read_text())
@@ -181,3 +190,16 @@ def test_a_lock_that_dvc_was_killed_in_writing_is_mended_and_nothing_runs_again(
         project.git("commit", "-qm", "No lock")
         assert "is removed" in project.python("-m", "preflight.mend")
         assert project.repro() <= {"code", "report", "evaluate"}, "the run cache has the others"
+
+
+def test_what_a_killed_process_was_writing_is_removed_before_its_parent_has_asked_for_it(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        left = tmp_path / f".table.json.{process.pid}.abc"
+        left.write_text("half")
+        with atomic_path(tmp_path / "table.json"):
+            assert left.exists(), "it may be writing yet"
+        process.kill()
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        with atomic_path(tmp_path / "table.json"):
+            assert not left.exists()

@@ -55,7 +55,17 @@ def _is_running(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _waits_for_its_parent(process)
+
+
+def _waits_for_its_parent(process: int) -> bool:
+    """Whether it has ended and is only still listed, a zombie, as for seconds below an init that looks now and then."""
+    try:
+        # The name, in brackets, may hold anything: proc_pid_stat(5).
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] == "Z"
 
 
 class TableWriter:
