@@ -20,7 +20,7 @@ from tests.project import DVC, EVERYTHING, Project
 
 MADE = ("models/adapter", "models/decision.json", "data/splits", "data/predictions", "metrics", "dvc.lock")
 # About as long as a stage takes here, and the steps of training; where they end before, the kill meets what follows.
-SECONDS, SECONDS_OF_FINETUNE, SECONDS_OF_STEPS = 3, 8, 1
+SECONDS, SECONDS_OF_FINETUNE, SECONDS_OF_STEPS, SECONDS_OF_LAST = 3, 8, 1, 0.8
 
 
 def outputs(project: Project) -> dict[str, bytes]:
@@ -66,7 +66,8 @@ def killed_in(
         [DVC, "repro"], cwd=project.folder, env=project.environment, stdout=file, stderr=file, start_new_session=True
     ) as process:  # fmt: skip
         stage = wait_for(process, log, rf"Running stage '({'|'.join(stages)})'")
-        seconds = SECONDS_OF_FINETUNE if stage == "finetune" else SECONDS
+        seconds = SECONDS_OF_LAST if len(stages) == 1 else SECONDS
+        seconds = SECONDS_OF_FINETUNE if stage == "finetune" else seconds
         # Two in three among the steps themselves, which are a small part of that stage here.
         if stage == "finetune" and generator.random() < 2 / 3:
             while not last_sealed(project) and "has ended before" not in log.read_text():
