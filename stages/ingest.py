@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from stages.common.sources.gather import (
 from stages.common.sources.opening import distinct_files, open_source
 from stages.common.sources.requirements import label_counts, require_labels, slice_counts
 from stages.common.sources.selection import choose_exemplars, draw_rows, without_exemplars
-from stages.common.tables import iter_batches, open_table, rows_at, write_json
+from stages.common.tables import iter_batches, open_table, rows_at, scratch_folder, write_json
 
 RECORDS = Path("data/records.parquet")
 EXEMPLARS = Path("data/exemplars.parquet")
@@ -215,12 +214,8 @@ def main() -> None:
     """Write data/records.parquet, data/exemplars.parquet and data/reports/ingest.json."""
     params = load_params("task", "ingest")
     REFUSED_REPORT.unlink(missing_ok=True)
-    RECORDS.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=RECORDS.parent, prefix=".ingest-") as folder,
-        open_sources(params.ingest, params.task) as sources,
-    ):
-        report = ingest(sources, params.ingest, params.task, Path(folder) / "spool.parquet")
+    with scratch_folder(RECORDS) as folder, open_sources(params.ingest, params.task) as sources:
+        report = ingest(sources, params.ingest, params.task, folder / "spool.parquet")
     write_json(REPORT, report)
     print(summary(report))
 

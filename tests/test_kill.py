@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stages.common.tables import atomic_path
+from stages.common.tables import atomic_path, scratch_folder
 from stages.common.training.checkpoints import HASHES
 from tests.project import DVC, EVERYTHING, Project
 
@@ -197,10 +197,18 @@ def test_what_a_killed_process_was_writing_is_removed_before_its_parent_has_aske
     with subprocess.Popen(["sleep", "60"]) as process:
         left = tmp_path / f".table.json.{process.pid}.abc"
         left.write_text("half")
+        spooled = tmp_path / f".rows.parquet.{process.pid}.abc/spool.parquet"
+        spooled.parent.mkdir()
+        spooled.write_text("half")
         with atomic_path(tmp_path / "table.json"):
             assert left.exists(), "it may be writing yet"
+        with scratch_folder(tmp_path / "rows.parquet"):
+            assert spooled.exists()
         process.kill()
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
         with atomic_path(tmp_path / "table.json"):
             assert not left.exists()
+        with scratch_folder(tmp_path / "rows.parquet") as folder:
+            assert list(tmp_path.glob(".rows*")) == [folder]
+        assert not folder.exists()

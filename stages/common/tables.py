@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,12 +41,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, on the same disk, that is removed when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.") as folder:
+        yield Path(folder)
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Temporary files beside `path` of processes that were killed; their names say which process it was."""
+    """Temporary files and folders beside `path` of processes that were killed; names say which process it was."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
         number = left.name.split(".")[-2]
         if number.isdigit() and not _is_running(int(number)):
-            left.unlink(missing_ok=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
